@@ -1,0 +1,28 @@
+"""Package files: their control text and their contents, read by dpkg-deb; nothing of a package is run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from capsulekit.files import atomic_write
+from capsulekit.run import run
+
+
+def control(deb: Path) -> str:
+    """The package's control stanza; kept beside the package, which is named by its digest."""
+    kept = deb.with_suffix(".control")
+    if kept.exists():
+        return kept.read_text(encoding="utf-8")
+    text = run(["dpkg-deb", "-f", deb], purpose="read a package's control file")
+    atomic_write(kept, text.encode())
+    return text
+
+
+def unpack(deb: Path, folder: Path) -> None:
+    """Unpack the package's files below ``folder``."""
+    run(["dpkg-deb", "-x", deb, folder], purpose="unpack a package")
+
+
+def dpkg_version() -> str:
+    """dpkg's version: its tools write a few bytes of the root's database."""
+    return run(["dpkg-deb", "--version"], purpose="unpack packages").split("version ")[1].split()[0]

@@ -1,0 +1,162 @@
+"""The road from recipe to capsule, on one screen: lock, fetch, root and kernel, initrd, manifest, sums, signature."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from capsulekit import kernel
+from capsulekit.cache import Cache, Step
+from capsulekit.capsule.manifest import Layer, Manifest
+from capsulekit.capsule.write import Member, write_capsule
+from capsulekit.distro.base import Distro, distro
+from capsulekit.errors import CapsulekitError
+from capsulekit.initrd import INITRD_PACKAGES, initrd_step
+from capsulekit.lock import model as locks
+from capsulekit.lock.model import Lock
+from capsulekit.progress import Progress
+from capsulekit.recipe.load import load_recipe
+from capsulekit.recipe.model import Recipe
+from capsulekit.rootfs import root
+from capsulekit.tools import check_tools
+from capsulekit.trust.minisign import SecretKey, load_secret
+
+INITRD_LIMIT = int(3.9 * (1 << 30))
+
+
+@dataclass(frozen=True)
+class BuildResult:
+    """A finished capsule: its file, name and identity, bytes on disk, and what the author should know."""
+
+    path: Path
+    name: str
+    identity: str
+    size: int
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What `capsulekit build` was asked for."""
+
+    recipe: Path
+    out: Path
+    key: Path
+    lock: Path | None
+    offline: bool
+    cache: Path
+
+
+def build(options: BuildOptions, password: Callable[[], bytes], progress: Progress) -> BuildResult:
+    """Build, sign and write one capsule; raises CapsulekitError and then leaves nothing at ``options.out``."""
+    recipe = load_recipe(options.recipe)
+    if options.offline and options.lock is None:
+        raise CapsulekitError("--offline needs a lock", hint="make one with: capsulekit lock " + str(options.recipe))
+    if not options.out.parent.is_dir():
+        raise CapsulekitError(f"there is no folder {options.out.parent} to write the capsule to", hint="make it first")
+    signer = load_secret(options.key, password)
+    cache = Cache(options.cache)
+    maker = distro(recipe.distro, recipe.release, recipe.arch, cache)
+    with progress.step("choose packages") as step:
+        lock = _lock(recipe, options.lock, maker)
+        step.note = f"{sum(len(p) for p in lock.sets.values())} packages"
+    with progress.step("fetch packages"):
+        maker.fetch([p for packages in lock.sets.values() for p in packages], options.offline)
+    parts = _parts(recipe, lock, maker, cache, progress)
+    with progress.step("pack and sign"):
+        return _pack(recipe, lock, parts, signer, options.out)
+
+
+def make_lock(recipe: Recipe, maker: Distro) -> Lock:
+    """Choose the packages of a recipe from the archive as it is now."""
+    wanted = {"rootfs": recipe.packages, "kernel": [recipe.kernel_package], "initrd": INITRD_PACKAGES}
+    return maker.resolve(wanted, recipe.base)
+
+
+def _lock(recipe: Recipe, given: Path | None, maker: Distro) -> Lock:
+    if given is None:
+        return make_lock(recipe, maker)
+    lock = locks.load(given)
+    if (lock.distro, lock.release, lock.arch) != (recipe.distro, recipe.release, recipe.arch):
+        raise CapsulekitError(f"{given} locks {lock.distro} {lock.release} {lock.arch}, the recipe wants "
+                              f"{recipe.distro} {recipe.release} {recipe.arch}", hint="make the lock again with capsulekit lock")  # fmt: skip
+    names = {p.name for p in lock.sets["rootfs"]}
+    if lacking := [p for p in recipe.packages if p.split(":")[0] not in names]:
+        raise CapsulekitError(f"{given} does not lock the recipe's package {lacking[0]}",
+                              hint="make the lock again with capsulekit lock")  # fmt: skip
+    check_tools(lock.tools)
+    return lock
+
+
+@dataclass(frozen=True)
+class _Parts:
+    rootfs: Step
+    modules: Step
+    initrd: Step
+
+
+def _parts(recipe: Recipe, lock: Lock, maker: Distro, cache: Cache, progress: Progress) -> _Parts:
+    """The root on one core; kernel, modules and initrd on the other."""
+
+    def timed(name: str, make: Callable[[], Step]) -> Step:
+        with progress.step(name) as record:
+            made = make()
+            record.reused = made.reused
+            return made
+
+    # An installed system of today has its /usr merged; whether this one really has is checked below.
+    likely = recipe.base == "essential"
+    with ThreadPoolExecutor(2) as pool:
+        rootfs = pool.submit(timed, "root file system", lambda: root.rootfs_step(recipe, lock, maker, cache))
+        modules = pool.submit(timed, "kernel and modules", lambda: kernel.modules_step(recipe, lock, maker, cache, likely))
+        initrd = pool.submit(timed, "stage 2", lambda: initrd_step(recipe, lock, maker, cache))
+        parts = _Parts(rootfs.result(), modules.result(), initrd.result())
+    merged = root.facts(parts.rootfs).merged_usr
+    if merged != likely:
+        again = timed("modules, unmerged /usr", lambda: kernel.modules_step(recipe, lock, maker, cache, merged))
+        parts = _Parts(parts.rootfs, again, parts.initrd)
+    return parts
+
+
+def _pack(recipe: Recipe, lock: Lock, parts: _Parts, signer: SecretKey, out: Path) -> BuildResult:
+    facts = root.facts(parts.rootfs)
+    acl = f"layers/{root.ACL}" if facts.acls else None
+    layers = (
+        _layer(parts.modules, kernel.LAYER, int((parts.modules.folder / "unpacked").read_text()), None),
+        _layer(parts.rootfs, root.LAYER, facts.unpacked, acl),
+    )
+    manifest = Manifest(
+        name=recipe.name, version=recipe.version, arch=recipe.arch, distro=recipe.distro, release=recipe.release,
+        epoch=lock.epoch, init=recipe.init, cmdline=recipe.cmdline, recipe_digest=recipe.digest,
+        kernel_release=(parts.modules.folder / "release").read_text(), layers=layers, hybridize=recipe.hybridize,
+        provision=tuple(f"provision/init/{s.name}" for s in recipe.provision),
+    )  # fmt: skip
+    members = [
+        Member("recipe.toml", recipe.text.encode()),
+        Member("capsule.lock", lock.dumps().encode()),
+        Member("hybridize", "".join(f"{glob}\n" for glob in recipe.hybridize).encode()),
+        *(Member(f"provision/init/{s.name}", s.data) for s in recipe.provision),
+        Member("boot/vmlinuz", parts.modules.folder / "vmlinuz"),
+        Member("boot/initrd.img", parts.initrd.folder / "initrd.img"),
+        Member(f"layers/{kernel.LAYER}", parts.modules.folder / kernel.LAYER),
+        Member(f"layers/{root.LAYER}", parts.rootfs.folder / root.LAYER),
+    ]
+    if acl:
+        members.append(Member(acl, parts.rootfs.folder / root.ACL))
+    for member in members:
+        if isinstance(member.source, Path) and member.source.stat().st_size > INITRD_LIMIT:
+            raise CapsulekitError(f"{member.name} is {member.source.stat().st_size} bytes; the format ends at 3.9 GiB",
+                                  hint="install less, or split the capsule")  # fmt: skip
+    identity = write_capsule(out, manifest, members, signer)
+    warnings = tuple(f"the normaliser's row {glob} matched nothing" for glob in facts.unmatched)
+    return BuildResult(out, recipe.full_name, identity, out.stat().st_size, warnings)
+
+
+def _layer(step: Step, name: str, unpacked: int, acl: str | None) -> Layer:
+    path = step.folder / name
+    return Layer(f"layers/{name}", path.stat().st_size, step.digest(name), unpacked, acl=acl)
+
+
+__all__ = ["BuildOptions", "BuildResult", "build", "make_lock"]

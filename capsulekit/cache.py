@@ -1,0 +1,131 @@
+"""The build cache: packages by their sha256, and the results of steps by the hash of all that went into them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from capsulekit.errors import CapsulekitError
+from capsulekit.files import exclusive_lock, fsync_dir, sha256_file
+
+
+def default_cache_dir() -> Path:
+    """CAPSULEKIT_CACHE_DIR, else capsulekit/ below XDG_CACHE_HOME or ~/.cache."""
+    if set_ := os.environ.get("CAPSULEKIT_CACHE_DIR"):
+        return Path(set_)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "capsulekit"
+
+
+class Cache:
+    """A folder that may be removed at any time; nothing in it is used before it is checked."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.absolute()
+        for sub in ("packages", "steps", "tmp", "apt"):
+            (self.root / sub).mkdir(parents=True, exist_ok=True)
+
+    def scratch(self) -> tempfile.TemporaryDirectory[str]:
+        """A private folder on the cache's file system, removed at the end of the ``with``."""
+        return tempfile.TemporaryDirectory(dir=self.root / "tmp", prefix="build-")
+
+    def package(self, sha256: str) -> Path:
+        """Where the package with that digest lies or would lie."""
+        return self.root / "packages" / sha256[:2] / f"{sha256}.deb"
+
+    def has_package(self, sha256: str) -> bool:
+        """Whether the package is there and still has its digest; a damaged one is removed."""
+        path = self.package(sha256)
+        if not path.exists():
+            return False
+        if sha256_file(path) == sha256:
+            return True
+        path.unlink(missing_ok=True)
+        return False
+
+    def add_package(self, source: Path, sha256: str) -> Path:
+        """Take a downloaded file in (hard link or copy); raises CapsulekitError when it has another digest."""
+        got = sha256_file(source)
+        if got != sha256:
+            raise CapsulekitError(f"{source.name}: the downloaded package has digest {got}, the archive's index says {sha256}",
+                                  hint="the mirror serves something else; try again later")  # fmt: skip
+        target = self.package(sha256)
+        target.parent.mkdir(exist_ok=True)
+        part = target.with_name(f".{target.name}.{os.getpid()}")
+        part.unlink(missing_ok=True)
+        try:
+            os.link(source, part)
+        except OSError:
+            shutil.copyfile(source, part)
+        part.rename(target)
+        return target
+
+    def step(self, name: str, inputs: Mapping[str, Any], make: Callable[[Path], None]) -> Step:
+        """The result folder of a step: reused when the same inputs were built before, else made by ``make(folder)``.
+
+        The identity is the sha256 of the name and every input; the result is checked against the digests noted when
+        it was made, and only a complete one ever gets its name. Two builds that want the same step wait for each other.
+        """
+        text = json.dumps({"step": name, **inputs}, sort_keys=True, separators=(",", ":"))
+        identity = hashlib.sha256(text.encode()).hexdigest()
+        final = self.root / "steps" / f"{name}-{identity}"
+        with exclusive_lock(self.root / "steps" / f".{name}-{identity}.lock"):
+            if _intact(final):
+                return Step(name, identity, final, reused=True)
+            shutil.rmtree(final, ignore_errors=True)
+            with tempfile.TemporaryDirectory(dir=self.root / "tmp", prefix=f"{name}-") as work:
+                out = Path(work) / "out"
+                out.mkdir()
+                make(out)
+                digests = {p.name: [p.stat().st_size, sha256_file(p)] for p in sorted(out.iterdir())}
+                (out / ".step.json").write_text(json.dumps({"files": digests, "inputs": text}))
+                for path in out.iterdir():
+                    with path.open("rb") as f:
+                        os.fsync(f.fileno())
+                out.rename(final)
+                fsync_dir(final.parent)
+        return Step(name, identity, final, reused=False)
+
+
+class Step:
+    """A finished step: its files lie in ``folder``; ``reused`` says that nothing had to be made."""
+
+    def __init__(self, name: str, identity: str, folder: Path, reused: bool) -> None:
+        self.name, self.identity, self.folder, self.reused = name, identity, folder, reused
+        noted = json.loads((folder / ".step.json").read_text())
+        self._digests: dict[str, list[Any]] = noted["files"]
+
+    def digest(self, name: str) -> str:
+        """Hex sha256 of one result file, checked when the step was taken up."""
+        return str(self._digests[name][1])
+
+
+def _intact(folder: Path) -> bool:
+    try:
+        noted = json.loads((folder / ".step.json").read_text())["files"]
+        present = {p.name for p in folder.iterdir()} - {".step.json"}
+        return present == set(noted) and all(sha256_file(folder / n) == sha for n, (_, sha) in noted.items())
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+@cache
+def code_identity(*packages: str) -> str:
+    """Hex sha256 over the source files of the named packages or modules: changed code never reuses an old result."""
+    digest = hashlib.sha256()
+    for package in packages:
+        spec = find_spec(package)
+        if spec is None or spec.origin is None:
+            raise CapsulekitError(f"the package {package} is not installed completely")
+        here = Path(spec.origin)
+        files = [here] if here.name != "__init__.py" else [p for p in here.parent.rglob("*") if p.suffix in (".py", ".sh")]
+        for path in sorted(files):
+            digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()

@@ -1,0 +1,146 @@
+"""Writing a capsule: members in the format's order, summed, signed, streamed, and there only when complete."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from capsulekit.capsule import layout, tar
+from capsulekit.capsule.manifest import MEMBER, Manifest
+from capsulekit.errors import CapsulekitError, TrustError
+from capsulekit.files import CHUNK, atomic_file, sha256_bytes
+from capsulekit.trust import minisign
+from capsulekit.trust.minisign import SecretKey
+
+
+@dataclass(frozen=True)
+class Member:
+    """A member to write: its ``name`` in the capsule and its content, a file or bytes."""
+
+    name: str
+    source: Path | bytes
+
+
+def write_capsule(out: Path, manifest: Manifest, members: Sequence[Member], signer: SecretKey) -> str:
+    """Write and sign a capsule; returns its identity (hex sha256 of SHA256SUMS).
+
+    ``members`` are all but SHA256SUMS, its signature and capsule.toml, in any order. ``out`` appears, or is replaced,
+    only when everything is written. Raises CapsulekitError when a source can't be read or changes meanwhile, the disk
+    is full, or the members are not what the manifest says.
+    """
+    content = [*members, Member(MEMBER, manifest.dumps())]
+    with _refusing():
+        _check_names(manifest, [m.name for m in content])
+    summed = {m.name: _sum(m) for m in content}
+    sums = layout.dump_sums({name: digest for name, (_, digest) in summed.items()})
+    with _refusing():
+        layout.check_sizes({name: size for name, (size, _) in summed.items()}, manifest)
+        _check_layers(manifest, summed)
+    signature = minisign.sign(sums, signer, manifest.trusted_comment).encode()
+    for name, data in ((layout.SUMS, sums), (layout.SIGNATURE, signature)):
+        content.append(Member(name, data))
+        summed[name] = (len(data), sha256_bytes(data))
+    content.sort(key=lambda m: layout.rank(m.name))
+    with _one_line(out), atomic_file(out) as file:
+        written = 0
+        for member in content:
+            written += _append(file, member, summed[member.name], manifest.epoch)
+        file.write(tar.ending(written))
+    return summed[layout.SUMS][1]
+
+
+@contextmanager
+def _one_line(out: Path) -> Iterator[None]:
+    """What the disk refuses, in one line. Errors of the sources are told apart in ``_open``."""
+    try:
+        yield
+    except OSError as wrong:
+        raise CapsulekitError(f"can't write {out}: {wrong.strerror}", hint="nothing was left behind") from wrong
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """The reader's own rules, so that what is written can be read; broken by us they are no matter of trust."""
+    try:
+        yield
+    except TrustError as wrong:
+        raise CapsulekitError(f"this capsule can't be written: {wrong.message}") from wrong
+
+
+def _check_names(manifest: Manifest, names: Sequence[str]) -> None:
+    layout.check_order(sorted(names, key=layout.rank))
+    if not all(layout.is_listed(name) for name in names):
+        raise TrustError(f"{layout.SUMS} and its signature are made here, not given")
+    layout.check_contents(names, manifest)
+    if manifest.epoch > tar.MAX_MTIME:
+        raise TrustError(f"the build epoch {manifest.epoch} does not fit a tar header")
+
+
+def _check_layers(manifest: Manifest, summed: dict[str, tuple[int, str]]) -> None:
+    for layer in manifest.layers:
+        if layer.sha256 != summed[layer.path][1]:
+            raise TrustError(f"{layer.path} is not the layer that the manifest describes")
+
+
+def _sum(member: Member) -> tuple[int, str]:
+    """Size (bytes) and hex sha256 of a member's content."""
+    digest, size = hashlib.sha256(), 0
+    for chunk in _chunks(member):
+        digest.update(chunk)
+        size += len(chunk)
+    return size, digest.hexdigest()
+
+
+def _append(file: IO[bytes], member: Member, summed: tuple[int, str], mtime: int) -> int:
+    """Header, content and padding; returns the bytes written. The content must still be what was summed."""
+    size, expected = summed
+    head = tar.header(member.name, size, mtime)
+    file.write(head)
+    digest, done = hashlib.sha256(), 0
+    for chunk in _chunks(member):
+        done += len(chunk)
+        if done > size:
+            break
+        digest.update(chunk)
+        file.write(chunk)
+    if done != size or digest.hexdigest() != expected:
+        raise CapsulekitError(f"{member.source!s} changed while the capsule was written")
+    padding = bytes(-size % tar.BLOCK)
+    file.write(padding)
+    return len(head) + size + len(padding)
+
+
+def _chunks(member: Member) -> Iterator[bytes]:
+    with _open(member) as source:
+        while True:
+            try:
+                chunk = source.read(CHUNK)
+            except OSError as wrong:
+                raise _unreadable(member, wrong) from wrong
+            if not chunk:
+                return
+            yield chunk
+
+
+def _open(member: Member) -> IO[bytes]:
+    if isinstance(member.source, bytes):
+        return io.BytesIO(member.source)
+    try:
+        fd = os.open(member.source, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            raise CapsulekitError(f"can't put {member.name} into the capsule: {member.source} is not a file")
+        return os.fdopen(fd, "rb")
+    except OSError as wrong:
+        raise _unreadable(member, wrong) from wrong
+
+
+def _unreadable(member: Member, wrong: OSError) -> CapsulekitError:
+    return CapsulekitError(f"can't put {member.name} into the capsule: {member.source!s}: {wrong.strerror}")

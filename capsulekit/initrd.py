@@ -1,0 +1,45 @@
+"""The capsule's own initrd, stage 2: busybox, the modules that mount layers, and our init."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from capsulekit.cache import Cache, Step, code_identity
+from capsulekit.distro.base import Distro
+from capsulekit.files import sha256_file
+from capsulekit.kernel import unpack_kernel
+from capsulekit.lock.model import Lock
+from capsulekit.recipe.model import Recipe
+
+# Debian names; another family of distributions brings its own when it comes.
+INITRD_PACKAGES = ("acl", "busybox-static")
+BINARIES = ("bin/busybox", "usr/bin/setfacl")
+APPLETS = (
+    "cat", "cut", "echo", "grep", "ln", "losetup", "ls", "mkdir", "modprobe", "mount", "mv", "poweroff", "printf", "reboot",
+    "rm", "sed", "sh", "sleep", "stat", "switch_root", "sync", "test", "tr", "umount", "uname",
+)  # fmt: skip
+
+
+def initrd_step(recipe: Recipe, lock: Lock, distro: Distro, cache: Cache) -> Step:
+    """Make (or reuse) ``initrd.img``."""
+    from initramfs_builder.resources import shell_dir
+    from initramfs_builder.stage2 import assemble_stage2
+
+    shell = shell_dir("stage2")
+    inputs = {
+        "kernel": [p.sha256 for p in lock.sets["kernel"]], "packages": [p.sha256 for p in lock.sets["initrd"]],
+        "modules": recipe.stage2_modules, "epoch": lock.epoch, "tools": lock.tools, "binaries": BINARIES, "applets": APPLETS,
+        "shell": {str(p.relative_to(shell)): sha256_file(p) for p in sorted(shell.rglob("*")) if p.is_file()},
+        "code": code_identity("initramfs_builder", "capsulekit.kernel", "capsulekit.apt.deb"),
+    }  # fmt: skip
+
+    def make(out: Path) -> None:
+        with cache.scratch() as scratch:
+            tree, kernel = Path(scratch) / "tree", Path(scratch) / "kernel"
+            for package in lock.sets["initrd"]:
+                distro.unpack(package, tree)
+            unpacked = unpack_kernel(lock.sets["kernel"], distro, kernel)
+            with (out / "initrd.img").open("wb") as image:
+                assemble_stage2(image, tree, kernel, unpacked.release, recipe.stage2_modules, BINARIES, APPLETS, lock.epoch)
+
+    return cache.step("initrd", inputs, make)

@@ -1,0 +1,111 @@
+"""`stage1 build`: packages chosen and fetched like a capsule's, then assembled by initramfs_builder."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from capsulekit.cache import Cache, code_identity
+from capsulekit.distro.base import distro
+from capsulekit.errors import CapsulekitError
+from capsulekit.files import atomic_file, sha256_file
+from capsulekit.kernel import unpack_kernel
+from capsulekit.progress import Progress
+
+NAMES = ("vmlinuz", "stage1.img")
+SECTIONS: dict[str, dict[str, type]] = {
+    "distro": {"name": str, "release": str, "arch": str},
+    "packages": {"include": list},
+    "kernel": {"package": str},
+    "stage1": {"binaries": list, "applets": list, "modules": list, "files": list, "level": int},
+}
+
+
+@dataclass(frozen=True)
+class Stage1Result:
+    """Where the two files are and their sizes in bytes."""
+
+    folder: Path
+    kernel_size: int
+    image_size: int
+
+
+def default_recipe() -> Path:
+    """The shipped stage-1 recipe: in the source tree, or inside the installed package."""
+    here = Path(__file__).resolve().parent
+    for folder in (here.parent / "recipes", here / "recipes"):
+        if (path := folder / "stage1-debian-12.toml").exists():
+            return path
+    raise CapsulekitError("the shipped stage-1 recipe is missing", hint="install capsulekit again, or name a recipe")
+
+
+def build_stage1(recipe: Path, out: Path, cache_dir: Path, progress: Progress) -> Stage1Result:
+    """Write ``out/vmlinuz`` and ``out/stage1.img``; raises CapsulekitError."""
+    table = _load(recipe)
+    cache = Cache(cache_dir)
+    maker = distro(table["distro"]["name"], table["distro"]["release"], table["distro"]["arch"], cache)
+    with progress.step("choose packages"):
+        wanted = {"rootfs": [], "kernel": [table["kernel"]["package"]], "initrd": table["packages"]["include"]}
+        lock = maker.resolve(wanted, "extract")
+    with progress.step("fetch packages"):
+        maker.fetch([p for packages in lock.sets.values() for p in packages], False)
+    with progress.step("assemble stage 1") as record:
+        step = cache.step("stage1", _inputs(table, lock), lambda folder: _make(table, lock, maker, cache, folder))
+        record.reused = step.reused
+    out.mkdir(parents=True, exist_ok=True)
+    for name in NAMES:
+        with atomic_file(out / name) as target, (step.folder / name).open("rb") as source:
+            while chunk := source.read(1 << 20):
+                target.write(chunk)
+    return Stage1Result(out, *((out / name).stat().st_size for name in NAMES))
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise CapsulekitError(f"{path}: the stage-1 recipe cannot be read: {error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise CapsulekitError(f"{path}: not valid TOML: {error}") from None
+    for section, keys in SECTIONS.items():
+        for key, kind in keys.items():
+            value = table.get(section, {}).pop(key, None)
+            if not isinstance(value, kind) or (kind is list and not all(isinstance(v, str) for v in value)):
+                raise CapsulekitError(f"{path}: [{section}] {key} must be a {kind.__name__} (of texts)")
+            table.setdefault("_", {}).setdefault(section, {})[key] = value
+        if left := table.pop(section, {}):
+            raise CapsulekitError(f"{path}: unknown key {next(iter(left))} in [{section}]", hint="known: " + ", ".join(keys))
+    checked: dict[str, Any] = table.pop("_")
+    if table:
+        raise CapsulekitError(f"{path}: unknown section [{next(iter(table))}]", hint="known: " + ", ".join(SECTIONS))
+    return checked
+
+
+def _inputs(table: dict[str, Any], lock: Any) -> dict[str, Any]:
+    from initramfs_builder.resources import shell_dir
+
+    shell = shell_dir("stage1")
+    return {
+        "recipe": table, "kernel": [p.sha256 for p in lock.sets["kernel"]], "packages": [p.sha256 for p in lock.sets["initrd"]],
+        "epoch": lock.epoch, "tools": lock.tools,
+        "shell": {str(p.relative_to(shell)): sha256_file(p) for p in sorted(shell.rglob("*")) if p.is_file()},
+        "code": code_identity("initramfs_builder", "capsulekit.stage1", "capsulekit.kernel"),
+    }  # fmt: skip
+
+
+def _make(table: dict[str, Any], lock: Any, maker: Any, cache: Cache, folder: Path) -> None:
+    from initramfs_builder.stage1 import Stage1Config, assemble
+
+    with cache.scratch() as scratch:
+        tree, kernel = Path(scratch) / "tree", Path(scratch) / "kernel"
+        for package in lock.sets["initrd"]:
+            maker.unpack(package, tree)
+        unpacked = unpack_kernel(lock.sets["kernel"], maker, kernel)
+        wanted = table["stage1"]
+        config = Stage1Config(binaries=tuple(wanted["binaries"]), modules=tuple(wanted["modules"]),
+                              applets=tuple(wanted["applets"]), files=tuple(wanted["files"]))  # fmt: skip
+        with (folder / "stage1.img").open("wb") as image:
+            assemble(image, tree, kernel, unpacked.release, config, lock.epoch, wanted["level"])
+        (folder / "vmlinuz").write_bytes(unpacked.image.read_bytes())

@@ -1,0 +1,280 @@
+"""Which files a program needs to run: an ELF closure, read from the files themselves.
+
+Never ``ldd``: it runs the program, and answers for the machine it runs on. The search is ld.so(8)'s, inside a root
+folder: DT_RPATH of the file and its loaders, DT_RUNPATH, the loader's own folders, then ld.so.conf; only files of the
+same class and machine count. Libraries that programs load by name while running are taken from ``.note.dlopen``
+(https://systemd.io/ELF_DLOPEN_METADATA/) and, for those that carry no such note, from DLOPENED.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import os
+import struct
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from elftools.common.exceptions import ELFError
+from elftools.elf.elffile import ELFFile
+
+from initramfs_builder.errors import CapsulekitError
+from initramfs_builder.tree import Found, Tree, merged
+
+MULTIARCH = {
+    "EM_X86_64": "x86_64-linux-gnu",
+    "EM_386": "i386-linux-gnu",
+    "EM_AARCH64": "aarch64-linux-gnu",
+    "EM_ARM": "arm-linux-gnueabihf",
+    "EM_PPC64": "powerpc64le-linux-gnu",
+    "EM_RISCV": "riscv64-linux-gnu",
+    "EM_S390": "s390x-linux-gnu",
+}
+# Loaded by name without saying so anywhere, taken when the tree has them: glibc aborts a program whose thread ends
+# early when libgcc_s is missing, and before 2.34 it looked names up through these two.
+DLOPENED = {"libc.so.6": ("libgcc_s.so.1", "libnss_files.so.2", "libnss_dns.so.2")}
+NOTE_DLOPEN = 0x407C0C0A
+NOTE_OWNER = b"FDO\0"
+
+
+@dataclass(frozen=True)
+class Dlopen:
+    """One library wanted at run time: alternatives by file name, best first."""
+
+    sonames: tuple[str, ...]
+    required: bool
+
+
+@dataclass(frozen=True)
+class Elf:
+    """What the loader reads from a file."""
+
+    kind: tuple[int, str]  # class in bits, machine
+    interpreter: str | None = None
+    needed: tuple[str, ...] = ()
+    rpath: tuple[str, ...] = ()
+    runpath: tuple[str, ...] = ()
+    dlopen: tuple[Dlopen, ...] = ()
+
+
+@dataclass
+class Closure:
+    """The answer: ``paths`` in the root (files and the links that lead to them, merged names, sorted), and ``links``.
+
+    ``links`` (path → target) must be made in the image: it has no ld.so.cache, so what only ld.so.conf finds gets a
+    link beside the loader.
+    """
+
+    files: dict[str, Found] = field(default_factory=dict)
+    links: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Every path of the root in the closure."""
+        return tuple(sorted({*self.files, *(link for found in self.files.values() for link in found.links)}))
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """A file on the way: its chain starts with the program asked for."""
+
+    found: Found
+    elf: Elf
+    chain: tuple[str, ...]
+    rpath: tuple[str, ...]  # of everything above that has no RUNPATH
+    loader_dir: str
+
+
+def closure(root: Path, starts: Sequence[str]) -> tuple[str, ...]:
+    """Paths in ``root`` that the programs ``starts`` need, themselves included; see Closure and find_closure."""
+    return find_closure(Tree(root), starts).paths
+
+
+def find_closure(tree: Tree, starts: Iterable[str]) -> Closure:
+    """Walk from the programs to all they load. A file that is not ELF (a script) stands for itself.
+
+    Raises CapsulekitError naming the chain (who wanted whom) when something is missing or cannot be read.
+    """
+    return _Walk(tree).run(starts)
+
+
+class _Walk:
+    def __init__(self, tree: Tree) -> None:
+        self.tree = tree
+        self.result = Closure()
+        self.conf_dirs = tuple(_ld_so_conf(tree, "etc/ld.so.conf"))
+        self._read: dict[Path, Elf | None] = {}
+
+    def run(self, starts: Iterable[str]) -> Closure:
+        todo = [wanted for start in starts if (wanted := self._start(start)) is not None]
+        while todo:
+            todo.extend(self._expand(todo.pop(0)))
+        return self.result
+
+    def _start(self, path: str) -> _Wanted | None:
+        found = self.tree.resolve(path)
+        if found is None or not found.host.is_file():
+            raise CapsulekitError(f"{path} is not in {self.tree.root}", hint="is its package in the recipe?")
+        self._take(found)
+        elf = self._elf(found.host)
+        if elf is None:
+            return None
+        chain = (found.path,)
+        loader_dir = f"usr/lib/{MULTIARCH.get(elf.kind[1], '')}".rstrip("/")
+        if elf.interpreter is not None:
+            loader = self.tree.resolve(elf.interpreter)
+            if loader is None:
+                raise self._missing(elf.interpreter, chain)
+            self._take(loader)
+            loader_dir = os.path.dirname(loader.path)  # noqa: PTH120
+        return _Wanted(found, elf, chain, (), loader_dir)
+
+    def _expand(self, wanted: _Wanted) -> Iterator[_Wanted]:
+        for soname in wanted.elf.needed:
+            yield from self._library(wanted, soname, required=True)
+            for extra in DLOPENED.get(soname, ()):
+                yield from self._library(wanted, extra, required=False)
+        for note in wanted.elf.dlopen:
+            have = next((name for name in note.sonames if self._search(wanted, name)), None)
+            if have is None and note.required:
+                raise self._missing(" or ".join(note.sonames), wanted.chain)
+            if have is not None:
+                yield from self._library(wanted, have, required=True)
+
+    def _library(self, wanted: _Wanted, soname: str, *, required: bool) -> Iterator[_Wanted]:
+        hit = self._search(wanted, soname)
+        if hit is None:
+            if required:
+                raise self._missing(soname, wanted.chain)
+            return
+        found, elf, link = hit
+        if link is not None:
+            self.result.links[link[0]] = link[1]
+        if self._take(found):
+            rpath = () if wanted.elf.runpath else (*_origin(wanted.elf.rpath, wanted.found.path), *wanted.rpath)
+            yield _Wanted(found, elf, (*wanted.chain, found.path), rpath, wanted.loader_dir)
+
+    def _search(self, wanted: _Wanted, soname: str) -> tuple[Found, Elf, tuple[str, str] | None] | None:
+        """The file for a name, what it says, and the link it needs beside the loader when only ld.so.conf finds it."""
+        own = (*_origin(wanted.elf.runpath, wanted.found.path),)
+        if not wanted.elf.runpath:
+            own = (*_origin(wanted.elf.rpath, wanted.found.path), *wanted.rpath)
+        builtin = (wanted.loader_dir, f"usr/lib/{MULTIARCH.get(wanted.elf.kind[1], '')}", "usr/lib")
+        configured = (*self.conf_dirs, "usr/lib64")
+        names = [soname] if "/" in soname else [f"{folder}/{soname}" for folder in (*own, *builtin, *configured)]
+        for number, name in enumerate(names):
+            found = self.tree.resolve(name)
+            if found is None or not found.host.is_file():
+                continue
+            elf = self._elf(found.host)
+            if elf is None or elf.kind != wanted.elf.kind:
+                continue
+            link = None
+            if number >= len(own) + len(builtin):
+                link = (f"{wanted.loader_dir}/{soname}", os.path.relpath("/" + found.path, "/" + wanted.loader_dir))
+            return found, elf, link
+        return None
+
+    def _take(self, found: Found) -> bool:
+        """Note a file and the links to it; whether the file is new."""
+        known = self.result.files.get(found.path)
+        links = {**(known.links if known else {}), **found.links}
+        self.result.files[found.path] = Found(found.path, found.host, links)
+        return known is None
+
+    def _elf(self, host: Path) -> Elf | None:
+        if host not in self._read:
+            self._read[host] = read_elf(host)
+        return self._read[host]
+
+    def _missing(self, name: str, chain: tuple[str, ...]) -> CapsulekitError:
+        wanted_by = ", wanted by ".join(reversed(chain))
+        return CapsulekitError(
+            f"{name} is not in {self.tree.root}: wanted by {wanted_by}",
+            hint="add the package that holds it to the recipe",
+        )
+
+
+def read_elf(path: Path) -> Elf | None:
+    """Read a file's dynamic section and notes; None when it is not ELF. Raises CapsulekitError when it is damaged."""
+    with path.open("rb") as stream:
+        if stream.read(4) != b"\x7fELF":
+            return None
+        try:
+            return _read_segments(ELFFile(stream))
+        except (ELFError, struct.error, ValueError, KeyError, AttributeError) as error:
+            raise CapsulekitError(f"{path} is a damaged ELF file: {error}") from error
+
+
+def _read_segments(elf: Any) -> Elf:
+    interpreter = None
+    dynamic: dict[str, list[str]] = {"needed": [], "rpath": [], "runpath": []}
+    notes: list[Dlopen] = []
+    for segment in elf.iter_segments():
+        kind = segment["p_type"]
+        if kind == "PT_INTERP":
+            interpreter = segment.get_interp_name()
+        elif kind == "PT_NOTE":
+            notes.extend(_dlopen_notes(segment.data(), 8 if segment["p_align"] == 8 else 4, elf.little_endian))
+        elif kind == "PT_DYNAMIC":
+            for tag in segment.iter_tags():
+                name = str(tag.entry.d_tag)[3:].lower()
+                if name in dynamic:
+                    value = getattr(tag, name)
+                    dynamic[name].extend([value] if name == "needed" else filter(None, value.split(":")))
+    return Elf(
+        (elf.elfclass, elf["e_machine"]),
+        interpreter,
+        tuple(dynamic["needed"]),
+        tuple(dynamic["rpath"]),
+        tuple(dynamic["runpath"]),
+        tuple(notes),
+    )
+
+
+def _dlopen_notes(data: bytes, align: int, little: bool) -> Iterator[Dlopen]:
+    """Libraries asked for by dlopen notes; those only suggested are left out."""
+    at = 0
+    while at + 12 <= len(data):
+        name_size, size, kind = struct.unpack_from("<III" if little else ">III", data, at)
+        name_at = at + 12
+        data_at = name_at + -(-name_size // align) * align
+        if kind == NOTE_DLOPEN and data[name_at : name_at + name_size] == NOTE_OWNER:
+            for item in json.loads(data[data_at : data_at + size].rstrip(b"\0")):
+                priority = item.get("priority", "recommended")
+                if priority in ("required", "recommended"):
+                    yield Dlopen(tuple(item["soname"]), priority == "required")
+        at = data_at + -(-size // align) * align
+
+
+def _origin(folders: Iterable[str], path: str) -> tuple[str, ...]:
+    here = "/" + os.path.dirname(path)  # noqa: PTH120
+    expanded = []
+    for folder in folders:
+        for word in ("$ORIGIN", "${ORIGIN}"):
+            folder = folder.replace(word, here)
+        for word in ("$LIB", "${LIB}"):
+            folder = folder.replace(word, "lib")
+        expanded.append(folder)
+    return tuple(expanded)
+
+
+def _ld_so_conf(tree: Tree, path: str, depth: int = 0) -> Iterator[str]:
+    """Folders named by a configuration of ldconfig(8), files it includes read in place."""
+    found = tree.resolve(path)
+    if found is None or not found.host.is_file() or depth > 8:
+        return
+    for line in found.host.read_text("utf-8", "surrogateescape").splitlines():
+        words = line.partition("#")[0].replace(",", " ").replace(":", " ").split()
+        if words[:1] == ["include"]:
+            for pattern in words[1:]:
+                # Relative patterns are taken from the folder of the file that includes them.
+                where, _, name = (
+                    pattern if pattern.startswith("/") else f"{path.rpartition('/')[0]}/{pattern}"
+                ).rpartition("/")
+                for entry in fnmatch.filter(tree.listing(where), name):
+                    yield from _ld_so_conf(tree, f"{where}/{entry}", depth + 1)
+        elif words[:1] != ["hwcap"]:
+            yield from (merged(word) for word in words)

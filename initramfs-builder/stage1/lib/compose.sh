@@ -1,0 +1,85 @@
+# shellcheck shell=sh
+# The file that will be the initrd: capsule's initrd, layers/, later the node's own layer, the order, the trailer.
+# A record of what is in it lets a later attempt keep every byte that still fits the plan.
+# needs: cat cmp grep mv sed truncate
+
+COMPOSED=$RUN/composed # lines: PATH DIGEST OFFSET-OF-DATA SIZE END
+
+wanted() { # PATH DIGEST SIZE WHERE lines, in the order of the file
+    sed -n 's/^file \(boot\/initrd\.img .*\)/\1/p' "$PLAN"
+    sed -n 's/^layer \([^ ]*\) .*/\1/p' "$PLAN" | while read -r wanted_path; do
+        grep -F "file $wanted_path " "$PLAN" | sed 's/^file //'
+    done
+}
+
+keep_what_fits() { # cut the file back to the entries that the plan (again) starts with; prints the bytes kept
+    keep_end=0
+    wanted >"$RUN/wanted"
+    plan_value identity >"$RUN/wanted.identity"
+    if [ ! -f "$INITRD" ] || ! cmp -s "$RUN/wanted.identity" "$COMPOSED.identity"; then
+        : >"$COMPOSED"
+        : >"$INITRD"
+        mv "$RUN/wanted.identity" "$COMPOSED.identity"
+    fi
+    : >"$COMPOSED.new"
+    while read -r keep_path keep_digest _ <&3 && read -r kept_path kept_digest kept_rest <&4; do
+        [ "$keep_path $keep_digest" = "$kept_path $kept_digest" ] || break
+        printf '%s %s %s\n' "$kept_path" "$kept_digest" "$kept_rest" >>"$COMPOSED.new"
+        keep_end=${kept_rest##* }
+    done 3<"$RUN/wanted" 4<"$COMPOSED"
+    mv "$COMPOSED.new" "$COMPOSED"
+    truncate -s "$keep_end" "$INITRD"
+    printf '%s\n' "$keep_end"
+}
+
+compose() { # fetch what is missing, each entry behind its header
+    compose_n=0
+    while read -r compose_path compose_digest compose_size compose_where <&3; do
+        compose_n=$((compose_n + 1))
+        [ -z "$(sed -n "${compose_n}p" "$COMPOSED")" ] || continue
+        if [ "$compose_path" = boot/initrd.img ]; then
+            compose_initrd
+        else
+            compose_layer
+        fi
+        printf '%s %s %s %s %s\n' "$compose_path" "$compose_digest" "$compose_at" "$compose_size" \
+            "$(file_size "$INITRD")" >>"$COMPOSED"
+    done 3<"$RUN/wanted"
+    detail "$compose_n files, $(megabytes "$(file_size "$INITRD")") MB"
+}
+
+compose_initrd() {
+    compose_at=0
+    take "$INITRD" "$compose_path" "$compose_digest" "$compose_size" "$compose_where"
+    cpio_pad "$INITRD" 4
+    cpio_dir "$INITRD" layers
+    compose_acls
+}
+
+compose_acls() { # what squashfs can't hold; small, fetched before
+    for compose_acl in "$CAPSULE"/layers/*.acl; do
+        [ ! -f "$compose_acl" ] || cpio_small "$INITRD" "layers/${compose_acl##*/}" "$compose_acl"
+    done
+}
+
+compose_layer() {
+    cpio_open_file "$INITRD" "$compose_path" "$compose_size"
+    compose_at=$(file_size "$INITRD")
+    take "$INITRD" "$compose_path" "$compose_digest" "$compose_size" "$compose_where"
+    cpio_close_file "$INITRD"
+    # A loop device counts in sectors of 512: the layer's last bytes must not be the file's.
+    cpio_open_file "$INITRD" layers/.end 0
+}
+
+compose_end() { # NODE-LAYER: add the node's own layer and the order in which stage 2 mounts them, topmost first
+    truncate -s "$(sed -n '$s/.* //p' "$COMPOSED")" "$INITRD"
+    cpio_open_file "$INITRD" layers/node.squashfs "$(file_size "$1")"
+    cat "$1" >>"$INITRD"
+    cpio_close_file "$INITRD"
+    {
+        printf 'node.squashfs\n'
+        sed -n 's/^layer layers\/\([^ ]*\) .*/\1/p' "$PLAN"
+    } >"$RUN/order"
+    cpio_small "$INITRD" layers/order "$RUN/order"
+    cpio_trailer "$INITRD"
+}

@@ -1,0 +1,35 @@
+# shellcheck shell=sh
+# Drivers for what is on the bus, and the few that a capsule always needs.
+# needs: cat find modprobe sort xargs
+
+aliases() { # modalias of every device there is, each once
+    find /sys/devices -name modalias -exec cat {} + 2>/dev/null | sort -u
+}
+
+load_for_bus() { # drivers bring new buses (virtio below PCI), so look again until nothing new appears
+    bus_before=
+    for bus_round in 1 2 3 4 5 6; do
+        bus_now=$(aliases)
+        [ "$bus_now" != "$bus_before" ] || break
+        bus_before=$bus_now
+        # Most aliases match no module of this image: modprobe says so with its status.
+        printf '%s\n' "$bus_now" | xargs -r modprobe -a -q 2>/dev/null || :
+    done
+    : "$bus_round"
+}
+
+load_drivers() {
+    load_for_bus
+    for driver in af_packet loop squashfs overlay; do modprobe -q "$driver" || :; done
+    for driver in squashfs overlay; do
+        has_filesystem "$driver" || fail "this kernel has no $driver, built in or as a module in stage 1"
+    done
+    [ -e /dev/loop-control ] || fail "this kernel has no loop devices, built in or as a module in stage 1"
+}
+
+has_filesystem() { # NAME
+    while read -r fs_first fs_second; do
+        [ "${fs_second:-$fs_first}" != "$1" ] || return 0
+    done <"$PROC/filesystems"
+    return 1
+}

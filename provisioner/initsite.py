@@ -1,0 +1,143 @@
+"""First set-up of a master, and later changes to it: settings, defaults, registry, certificates, stage 1."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from capsulekit.errors import CapsulekitError, UsageError
+from capsulekit.files import atomic_file, atomic_write, exclusive_lock
+from capsulekit.sitepaths import SitePaths
+from provisioner.flattoml import render_flat, update_flat
+from provisioner.registry.db import refuse_network_path
+from provisioner.registry.defaults import Defaults, load_defaults
+from provisioner.siteconf import COMMENTS, NotInitialised, SiteConfig, check_site, read_site, registry_path, site_file
+
+STAGE1_FILES = ("vmlinuz", "stage1.img")
+# Settings a first run must be told, and the flag that tells each.
+REQUIRED = {"interface": "--interface", "address": "--address", "range_start": "--range", "range_end": "--range"}
+DEFAULTS_COMMENTS = {
+    "node_name": "Names of new nodes: HOST[.CLUSTER], the # being the number. The lowest free one is taken.",
+    "group": "Group of new nodes.",
+    "vnfs": 'Capsule of new nodes, as "capsulekit vnfs list" prints it; empty: none.',
+    "enabled": "Whether new nodes may boot at once.",
+    "first_node": "The lowest number to use.",
+}
+
+
+@dataclass(frozen=True)
+class InitRequest:
+    """What the command line says; None: nothing, keep what is there or take the default."""
+
+    interface: str | None = None
+    address: str | None = None
+    range_: str | None = None  # START-END
+    domain: str | None = None
+    policy: str | None = None
+    stage1: Path | None = None  # folder with vmlinuz and stage1.img
+    stage1_kargs: str | None = None
+    kargs: str | None = None
+    default_vnfs: str | None = None
+
+    def changes(self) -> dict[str, Any]:
+        """The settings of site.toml it names. Raises UsageError for a range that is none."""
+        named = {key: getattr(self, key) for key in ("interface", "address", "domain", "policy")}
+        named |= {"stage1_kargs": self.stage1_kargs, "kargs": self.kargs}
+        if self.range_ is not None:
+            start, dash, end = self.range_.partition("-")
+            if not dash:
+                raise UsageError(f"--range {self.range_!r} is not START-END", hint="like 10.0.1.1-10.0.1.250")
+            named |= {"range_start": start.strip(), "range_end": end.strip()}
+        return {key: value for key, value in named.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class InitResult:
+    """The site as it is now; ``new`` when it was not there before."""
+
+    site: SiteConfig
+    new: bool
+
+
+def current_site(paths: SitePaths) -> SiteConfig | None:
+    """The site's settings, or None before the first init."""
+    try:
+        return read_site(paths)
+    except NotInitialised:
+        return None
+
+
+def missing_flags(paths: SitePaths, request: InitRequest) -> list[str]:
+    """The flags a run still needs, in the order of the manual page; [] when it can go on."""
+    known = current_site(paths) or SiteConfig()
+    changes = request.changes()
+    return list(dict.fromkeys(flag for key, flag in REQUIRED.items() if not (changes.get(key) or getattr(known, key))))
+
+
+def init_site(paths: SitePaths, request: InitRequest) -> InitResult:
+    """Make the site, or apply what ``request`` says to the one that is there; keys, nodes and comments are kept.
+
+    Everything is checked before anything is written; each file is written in one step and a killed run can be
+    run again. Raises UsageError naming missing flags, CapsulekitError for values that cannot work.
+    """
+    missing = missing_flags(paths, request)
+    if missing:
+        raise UsageError("a new site needs " + " and ".join(missing), hint="see: capsulekit init --help")
+    old = current_site(paths)
+    site = replace(old or SiteConfig(), **request.changes())
+    check_site(site, "init" if old is None else str(site_file(paths)))
+    defaults = load_defaults(paths)
+    stage1 = _stage1_sources(request.stage1) if request.stage1 else {}
+    registry = registry_path(paths, site)
+    refuse_network_path(registry)
+    _make_folders(paths, registry)
+    with exclusive_lock(paths.state / ".init.lock"):
+        _write_settings(paths, site, request, defaults)
+        _copy_stage1(stage1, paths.state / "stage1")
+        from provisioner.pki import ensure_ca
+        from provisioner.registry.registry import Registry
+
+        ensure_ca(paths)
+        # Last: with it the site counts as initialised.
+        Registry(registry).close()
+    return InitResult(site, new=old is None)
+
+
+def _make_folders(paths: SitePaths, registry: Path) -> None:
+    config = (paths.config, paths.trust, paths.config / "modules")
+    for folder in (*config, paths.state, paths.state / "stage1", registry.parent):
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+
+def _write_settings(paths: SitePaths, site: SiteConfig, request: InitRequest, defaults: Defaults) -> None:
+    target = site_file(paths)
+    if target.exists():
+        update_flat(target, request.changes())
+    else:
+        heading = "This site's settings, read when a command or the server starts."
+        atomic_write(target, render_flat(heading, vars(site), COMMENTS).encode(), 0o600)
+    target = paths.config / "defaults.toml"
+    wanted = {} if request.default_vnfs is None else {"vnfs": request.default_vnfs}
+    if target.exists():
+        update_flat(target, wanted)
+    else:
+        heading = "What new nodes get; changing it leaves the nodes that exist as they are."
+        atomic_write(target, render_flat(heading, vars(defaults) | wanted, DEFAULTS_COMMENTS).encode(), 0o600)
+
+
+def _stage1_sources(folder: Path) -> dict[str, Path]:
+    sources = {name: folder / name for name in STAGE1_FILES}
+    for source in sources.values():
+        if not source.is_file():
+            raise CapsulekitError(
+                f"{folder} is not a stage 1: {source.name} is missing", hint=f"capsulekit stage1 build -o {folder}"
+            )
+    return sources
+
+
+def _copy_stage1(sources: dict[str, Path], target: Path) -> None:
+    for name, source in sources.items():
+        with source.open("rb") as data, atomic_file(target / name) as out:
+            shutil.copyfileobj(data, out, 1 << 20)

@@ -1,0 +1,148 @@
+"""A node in QEMU under software emulation: boots by PXE from the lab's bridge, serial console on a socket."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from capsulekit.errors import CapsulekitError, UsageError
+from capsulekit.run import tool
+from provisioner.lab.console import Console
+
+Firmware = Literal["bios", "uefi"]
+OVMF = Path("/usr/share/OVMF")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a node is made of: ``memory`` in MB; ``kernel`` skips the firmware (kernel, initrd, command line)."""
+
+    mac: str
+    tap: str
+    memory: int = 1024
+    firmware: Firmware = "bios"
+    cpus: int = 1
+    kernel: tuple[Path, Path, str] | None = None
+    nic: str = "virtio-net-pci"
+    extra: tuple[str, ...] = ()
+
+
+def qemu_argv(machine: Machine, folder: Path) -> list[str]:
+    """The whole command line; sockets and copies of firmware variables lie in ``folder``."""
+    # Software emulation, always: /dev/kvm may exist in a nested guest and still hang every machine.
+    argv = [tool("qemu-system-x86_64", "run a lab's nodes"), "-name", machine.mac.replace(":", "-")]
+    argv += ["-accel", "tcg,thread=multi" if machine.cpus > 1 else "tcg", "-machine", "pc", "-cpu", "max"]
+    argv += ["-m", str(machine.memory), "-smp", str(machine.cpus), "-display", "none", "-no-user-config", "-nodefaults"]
+    argv += ["-vga", "std", "-rtc", "base=utc"]
+    argv += ["-netdev", f"tap,id=net0,ifname={machine.tap},script=no,downscript=no"]
+    argv += ["-device", f"{machine.nic},netdev=net0,mac={machine.mac.lower()},bootindex=1"]
+    argv += ["-object", "rng-random,id=rng0,filename=/dev/urandom", "-device", "virtio-rng-pci,rng=rng0"]
+    # wait=on: the guest starts once the console is listened to, so its first line is never lost.
+    argv += ["-chardev", f"socket,id=serial0,path={folder / 'serial'},server=on,wait=on", "-serial", "chardev:serial0"]
+    argv += ["-qmp", f"unix:{folder / 'qmp'},server=on,wait=off"]
+    if machine.kernel:
+        kernel, initrd, cmdline = machine.kernel
+        argv += ["-kernel", str(kernel), "-initrd", str(initrd), "-append", cmdline]
+    if machine.firmware == "uefi":
+        argv += ["-drive", f"if=pflash,format=raw,unit=0,readonly=on,file={OVMF / 'OVMF_CODE_4M.fd'}"]
+        argv += ["-drive", f"if=pflash,format=raw,unit=1,file={folder / 'OVMF_VARS.fd'}"]
+    return [*argv, *machine.extra]
+
+
+class Node:
+    """One machine: start, watch ``console``, reset, stop. ``spawn`` starts a program on the lab's network."""
+
+    def __init__(
+        self, machine: Machine, folder: Path, spawn: Callable[[Sequence[str], Path], subprocess.Popen[bytes]]
+    ) -> None:
+        self.machine = machine
+        self.folder = folder
+        self._spawn = spawn
+        self._process: subprocess.Popen[bytes] | None = None
+        self._console: Console | None = None
+
+    @property
+    def console(self) -> Console:
+        """The serial console; raises UsageError before ``start``."""
+        if self._console is None:
+            raise UsageError(f"node {self.machine.mac} was not started")
+        return self._console
+
+    @property
+    def running(self) -> bool:
+        """Whether the machine is on."""
+        return self._process is not None and self._process.poll() is None
+
+    def start(self) -> None:
+        """Power on; raises CapsulekitError when QEMU does not come up."""
+        if self.running:
+            raise UsageError(f"node {self.machine.mac} is running already")
+        self._forget()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if self.machine.firmware == "uefi":
+            shutil.copyfile(OVMF / "OVMF_VARS_4M.fd", self.folder / "OVMF_VARS.fd")
+        for name in ("serial", "qmp"):
+            (self.folder / name).unlink(missing_ok=True)
+        self._process = self._spawn(qemu_argv(self.machine, self.folder), self.folder / "qemu.log")
+        self._wait_for(self.folder / "serial")
+        self._console = Console(self.folder / "serial", self.folder / "console.log")
+
+    def reset(self) -> None:
+        """Press the reset button: the firmware starts again."""
+        self.qmp("system_reset")
+
+    def stop(self) -> None:
+        """Pull the plug; fine when it is off."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.terminate()
+            try:
+                self._process.wait(timeout=10)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+        self._forget()
+
+    def qmp(self, command: str, **arguments: Any) -> Any:
+        """Run one command of the QEMU machine protocol and return its answer; raises CapsulekitError."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as channel:
+            channel.settimeout(10)
+            channel.connect(str(self.folder / "qmp"))
+            with channel.makefile("rw", encoding="utf-8") as lines:
+                lines.readline()  # the greeting
+                for name, given in (("qmp_capabilities", {}), (command, arguments)):
+                    lines.write(json.dumps({"execute": name, "arguments": given}) + "\n")
+                    lines.flush()
+                    answer = _answer(lines.readline)
+        if "error" in answer:
+            raise CapsulekitError(f"QEMU refused {command}: {answer['error'].get('desc')}")
+        return answer.get("return")
+
+    def _wait_for(self, path: Path) -> None:
+        deadline = time.monotonic() + 30
+        while not path.exists():
+            if not self.running or time.monotonic() > deadline:
+                log = (self.folder / "qemu.log").read_text(errors="replace").strip()
+                self.stop()
+                raise CapsulekitError(f"QEMU did not start: {log or 'it printed nothing'}")
+            time.sleep(0.02)
+
+    def _forget(self) -> None:
+        """Close the console but keep its text readable."""
+        if self._console is not None:
+            self._console.close()
+
+
+def _answer(readline: Callable[[], str]) -> dict[str, Any]:
+    """The next answer, past events."""
+    while line := readline():
+        message: dict[str, Any] = json.loads(line)
+        if "event" not in message:
+            return message
+    raise CapsulekitError("QEMU closed its control socket")

@@ -1,0 +1,54 @@
+"""What every request handler can reach: the site's desk, its limits, its counters."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from aiohttp import web
+
+from provisioner.netboot.siteimg import SiteImage
+from provisioner.server.desk import Desk
+from provisioner.server.tickets import RateLimiter
+
+MAC: web.RequestKey[str] = web.RequestKey("mac", str)  # the NodeID whose session key the request carried
+HOLD_SECONDS = 25.0
+POLL_SECONDS = 1.0
+
+
+@dataclass
+class Site:
+    """One running site. ``hold`` and ``poll`` are seconds: how long a waiting node's request is kept, and looked at.
+
+    ``joined`` is set when a node was added, so that its name reaches DHCP at once.
+    """
+
+    desk: Desk
+    image: SiteImage
+    # A boot asks once or twice; a hundred nodes behind one router's address still get through.
+    limiter: RateLimiter = field(default_factory=lambda: RateLimiter(per_second=5.0, burst=60))
+    counters: Counter[str] = field(default_factory=Counter)
+    stopping: asyncio.Event = field(default_factory=asyncio.Event)
+    joined: asyncio.Event = field(default_factory=asyncio.Event)
+    hold: float = HOLD_SECONDS
+    poll: float = POLL_SECONDS
+
+    def count(self, name: str, **labels: str) -> None:
+        """Add one to a counter; labels are words of our own, never a peer's."""
+        inner = ",".join(f'{key}="{value}"' for key, value in labels.items())
+        self.counters[f"capsulekit_{name}_total" + (f"{{{inner}}}" if inner else "")] += 1
+
+    @property
+    def stage1(self) -> Path:
+        """Folder of stage 1's kernel and image."""
+        return self.desk.paths.state / "stage1"
+
+    @property
+    def base(self) -> str:
+        """http://ADDRESS:PORT of the plain half."""
+        return f"http://{self.desk.config.ip}:{self.desk.config.http_port}"
+
+
+SITE: web.AppKey[Site] = web.AppKey("site", Site)

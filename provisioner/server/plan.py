@@ -1,0 +1,120 @@
+"""The plan: everything one node needs to know to boot, as lines that a POSIX shell can read.
+
+One item a line, single spaces, last line ``end`` (a cut plan is noticed). docs/reference/openapi.yaml has the list.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from capsulekit.capsule.manifest import MEMBER, Manifest
+from capsulekit.errors import CapsulekitError
+from provisioner.catalog import DataFile, Script
+from provisioner.registry.model import InstalledCapsule, Node
+from provisioner.vnfs.store import StoredMember, VnfsStore
+
+VERSION = 1
+BOOT = ("boot/vmlinuz", "boot/initrd.img", MEMBER)
+
+
+@dataclass(frozen=True)
+class CapsuleView:
+    """An installed capsule as far as a plan needs it; it never changes for one identity."""
+
+    installed: InstalledCapsule
+    manifest: Manifest
+    files: tuple[StoredMember, ...]
+
+
+def is_private(blob: Path) -> bool:
+    """The store gives private members mode 0600 and public ones 0644: the file itself says who may have it."""
+    return not blob.stat().st_mode & 0o004
+
+
+def wait_reason(node: Node, capsule: InstalledCapsule | None) -> str:
+    """Why this node must wait at the boot screen: disabled, not-accepted, no-capsule, capsule-missing; or ""."""
+    if not node.accepted:
+        return "not-accepted"
+    if not node.enabled:
+        return "disabled"
+    if not node.vnfs:
+        return "no-capsule"
+    return "" if capsule else "capsule-missing"
+
+
+def view_capsule(store: VnfsStore, installed: InstalledCapsule) -> CapsuleView:
+    """What nodes fetch of an installed capsule. Raises CapsulekitError when the store lost or changed a part of it."""
+    manifest = store.manifest(installed.name)
+    members = {member.name: member for member in store.members(installed.name)}
+    wanted = [*BOOT]
+    for layer in manifest.layers:
+        wanted += [layer.path] if layer.acl is None else [layer.path, layer.acl]
+    wanted += provision_scripts(manifest, "init")
+    return CapsuleView(installed, manifest, tuple(members[path] for path in wanted))
+
+
+def provision_scripts(manifest: Manifest, state: str) -> list[str]:
+    """Member paths of the capsule's own scripts for one state, in number order."""
+    prefix = f"provision/{state}/"
+    return sorted(path for path in manifest.provision if path.startswith(prefix))
+
+
+def make_plan(
+    node: Node,
+    capsule: CapsuleView,
+    scripts: Sequence[Script],
+    data: Sequence[DataFile],
+    *,
+    site_kargs: str,
+    now: float,
+) -> str:
+    """The plan's text. Pure: the same arguments give the same bytes. ``now`` is epoch seconds.
+
+    Raises CapsulekitError when a value would break the line format (the registry and the manifest check theirs).
+    """
+    kargs = " ".join(text for text in (capsule.manifest.cmdline, site_kargs, node.kargs) if text)
+    lines = [
+        _line("plan", VERSION),
+        _line("nodeid", node.nodeid),
+        _line("hostname", node.hostname),
+        _line("cluster", node.cluster or "-"),
+        _line("group", node.groupname or "-"),
+        _line("vnfs", capsule.installed.name),
+        _line("machine-id", node.machine_id),
+        _line("time", int(now)),
+        _line("identity", capsule.installed.identity),
+        _line("key", capsule.installed.public_key),
+        _rest("comment", capsule.manifest.trusted_comment),
+        _line("debug", node.debug),
+        _line("init", capsule.manifest.init),
+        _rest("kargs", kargs),
+        *(_line("file", f.name, f.sha256, f.size, "private" if f.private else "public") for f in capsule.files),
+        *(_line("layer", layer.path, layer.unpacked) for layer in capsule.manifest.layers),
+        *(_line("provision", path) for path in provision_scripts(capsule.manifest, "init")),
+        *(_script_line(script) for script in sorted(scripts, key=lambda s: (s.order, s.name, s.module))),
+        *(_line("data", d.module, d.name, d.sha256, len(d.content)) for d in data),
+        "end",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _script_line(script: Script) -> str:
+    need = "required" if script.required else "optional"
+    order = f"{script.order:02d}"
+    return _line("script", script.state, order, script.name, script.module, script.sha256, len(script.text), need)
+
+
+def _line(word: str, *values: str | int) -> str:
+    texts = [str(value) for value in values]
+    for text in texts:
+        if not text or any(c.isspace() or not c.isprintable() for c in text):
+            raise CapsulekitError(f"{word} can't be {text!r} in a boot plan: it must be one word")
+    return " ".join([word, *texts])
+
+
+def _rest(word: str, value: str) -> str:
+    if any(not c.isprintable() for c in value):
+        raise CapsulekitError(f"{word} can't be {value!r} in a boot plan: it must be one line")
+    return f"{word} {value}".rstrip()

@@ -1,0 +1,170 @@
+"""The site's settings: config/site.toml, written by ``init``, edited by the admin."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from capsulekit.errors import CapsulekitError
+from capsulekit.sitepaths import SitePaths
+from provisioner.flattoml import read_flat
+
+if TYPE_CHECKING:
+    from ipaddress import IPv4Address, IPv4Network
+
+BUILT_IN_STATES = ("init", "ready")
+
+
+class NotInitialised(CapsulekitError):
+    """The site has no settings or no registry yet."""
+
+    def __init__(self, paths: SitePaths) -> None:
+        super().__init__(f"this site was never initialised ({paths.config})", hint="run: capsulekit init")
+
+
+@dataclass(frozen=True)
+class SiteConfig:
+    """One site. Addresses are text: ``address`` is an IPv4 interface like ``10.0.0.1/16``."""
+
+    name: str = "cluster"
+    policy: str = "auto"  # what an unknown MAC gets: auto (added), accept (added, waits)
+    console: str = "locked"  # open: debug level 3 may give a shell on the node's console
+    interface: str = ""
+    address: str = ""
+    range_start: str = ""
+    range_end: str = ""
+    domain: str = "cluster.internal"
+    http_port: int = 8009
+    tls_port: int = 8010
+    stage1_kargs: str = "console=tty0"
+    kargs: str = ""
+    states: str = ""  # the site's own provisionary states, separated by spaces
+    registry: str = ""  # path of the registry; "" is registry.db in the state folder
+
+    @property
+    def ip(self) -> str:
+        """The master's address without its prefix length."""
+        return self.address.partition("/")[0]
+
+    @property
+    def network(self) -> IPv4Network:
+        """The network the master serves."""
+        from ipaddress import IPv4Interface
+
+        return IPv4Interface(self.address).network
+
+    @property
+    def all_states(self) -> tuple[str, ...]:
+        """The built-in provisionary states and the site's own."""
+        return (*BUILT_IN_STATES, *(s for s in self.states.split() if s not in BUILT_IN_STATES))
+
+
+COMMENTS = {
+    "name": "Name of this site; it appears in the site's certificate.",
+    "policy": "What a machine with an unknown MAC gets: auto (added with the defaults and booted)\n"
+    '# or accept (added, and waits for "capsulekit node accept").',
+    "console": "locked, or open: a node with debug level 3 gives a root shell on its console.",
+    "interface": "Network interface the nodes are on. DHCP is answered there and nowhere else.",
+    "address": "This master's address on that interface, with the prefix length.",
+    "range_start": "First address given to nodes.",
+    "range_end": "Last address given to nodes.",
+    "domain": "Domain of the nodes' names.",
+    "http_port": "Port for plain HTTP: boot files and public layers.",
+    "tls_port": "Port for TLS: plans, private layers, everything about one node.",
+    "stage1_kargs": "Kernel arguments while a node fetches its capsule.",
+    "kargs": "Kernel arguments of the booted capsule, for every node.",
+    "states": 'Provisionary states of this site\'s own beside init and ready, e.g. "boot".',
+    "registry": "Path of the node registry, on a local disk; empty: registry.db in the state folder.",
+}
+
+
+def site_file(paths: SitePaths) -> Path:
+    """Where the settings are."""
+    return paths.config / "site.toml"
+
+
+def load_site(paths: SitePaths) -> SiteConfig:
+    """Read and check site.toml. Raises NotInitialised, or CapsulekitError naming the wrong key."""
+    config = read_site(paths)
+    check_site(config, str(site_file(paths)))
+    return config
+
+
+def read_site(paths: SitePaths) -> SiteConfig:
+    """Read site.toml with its types checked only: enough, and quick, for finding the registry."""
+    try:
+        return SiteConfig(**read_flat(site_file(paths), SiteConfig()))
+    except FileNotFoundError:
+        raise NotInitialised(paths) from None
+
+
+def registry_path(paths: SitePaths, config: SiteConfig) -> Path:
+    """Where the registry is."""
+    return Path(config.registry) if config.registry else paths.state / "registry.db"
+
+
+def check_site(config: SiteConfig, where: str) -> None:
+    """Refuse values that cannot work; raises CapsulekitError "WHERE: KEY …"."""
+
+    def refuse(key: str, why: str) -> CapsulekitError:
+        return CapsulekitError(f"{where}: {key} {getattr(config, key)!r} {why}")
+
+    if config.policy not in ("auto", "accept"):
+        raise refuse("policy", "is neither auto nor accept")
+    if config.console not in ("locked", "open"):
+        raise refuse("console", "is neither locked nor open")
+    # IFNAMSIZ of <linux/if.h>: 16 with the closing zero.
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,14}", config.interface):
+        raise refuse("interface", "is not the name of a network interface")
+    label = r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+    if len(config.domain) > 190 or not re.fullmatch(rf"{label}(\.{label})*", config.domain):
+        raise refuse("domain", "is not a domain name")
+    for key in ("http_port", "tls_port"):
+        if not 0 < getattr(config, key) < 65536:
+            raise refuse(key, "is not a port number")
+    if config.http_port == config.tls_port:
+        raise refuse("tls_port", "is http_port too; they must differ")
+    for key in ("name", "stage1_kargs", "kargs", "registry"):
+        if not getattr(config, key).isprintable():
+            raise refuse(key, "holds control characters")
+    if not all(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", state) for state in config.states.split()):
+        raise refuse("states", "are not names separated by spaces")
+    _check_range(config, where)
+
+
+def _check_range(config: SiteConfig, where: str) -> None:
+    from ipaddress import IPv4Interface
+
+    try:
+        if "/" not in config.address:
+            raise ValueError("the prefix length is missing")
+        master = IPv4Interface(config.address)
+    except ValueError as error:
+        raise CapsulekitError(
+            f"{where}: address {config.address!r} is not an IPv4 address with a prefix length",
+            hint="like 10.0.0.1/16",
+        ) from error
+    if master.network.num_addresses < 4:
+        raise CapsulekitError(f"{where}: address {config.address} leaves no room for nodes")
+    first, last = (_node_address(config, key, where) for key in ("range_start", "range_end"))
+    if first > last:
+        raise CapsulekitError(f"{where}: the range {first}-{last} runs backwards")
+    if first <= master.ip <= last:
+        raise CapsulekitError(f"{where}: the range {first}-{last} holds the master's own address {master.ip}")
+    if master.ip in (master.network.network_address, master.network.broadcast_address):
+        raise CapsulekitError(f"{where}: address {config.address} is not a host's address")
+
+
+def _node_address(config: SiteConfig, key: str, where: str) -> IPv4Address:
+    from ipaddress import IPv4Address
+
+    try:
+        address = IPv4Address(getattr(config, key))
+    except ValueError as error:
+        raise CapsulekitError(f"{where}: {key} {getattr(config, key)!r} is not an IPv4 address") from error
+    network = config.network
+    if address not in network or address in (network.network_address, network.broadcast_address):
+        raise CapsulekitError(f"{where}: {key} {address} is not a host's address in {network}")
+    return address
