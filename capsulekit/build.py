@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from capsulekit.progress import Progress
 from capsulekit.recipe.load import load_recipe
 from capsulekit.recipe.model import Recipe
 from capsulekit.rootfs import root
+from capsulekit.run import stop_apart
 from capsulekit.tools import check_tools
 from capsulekit.trust.minisign import SecretKey, load_secret
 
@@ -54,8 +56,7 @@ def build(options: BuildOptions, password: Callable[[], bytes], progress: Progre
     recipe = load_recipe(options.recipe)
     if options.offline and options.lock is None:
         raise CapsulekitError("--offline needs a lock", hint="make one with: capsulekit lock " + str(options.recipe))
-    if not options.out.parent.is_dir():
-        raise CapsulekitError(f"there is no folder {options.out.parent} to write the capsule to", hint="make it first")
+    _check_out(options.out)
     signer = load_secret(options.key, password)
     cache = Cache(options.cache)
     maker = distro(recipe.distro, recipe.release, recipe.arch, cache)
@@ -69,6 +70,16 @@ def build(options: BuildOptions, password: Callable[[], bytes], progress: Progre
         return _pack(recipe, lock, parts, signer, options.out)
 
 
+def _check_out(out: Path) -> None:
+    """What would stop the last step is said before the first."""
+    if not out.parent.is_dir():
+        raise CapsulekitError(f"there is no folder {out.parent} to write the capsule to", hint="make it first")
+    if out.is_dir():
+        raise CapsulekitError(f"{out} is a folder", hint=f"name the capsule's file, such as {out}/NAME.vnfs")
+    if not os.access(out.parent, os.W_OK):
+        raise CapsulekitError(f"the folder {out.parent} cannot be written to", hint="choose another place with -o")
+
+
 def make_lock(recipe: Recipe, maker: Distro) -> Lock:
     """Choose the packages of a recipe from the archive as it is now."""
     wanted = {"rootfs": recipe.packages, "kernel": [recipe.kernel_package], "initrd": INITRD_PACKAGES}
@@ -80,12 +91,19 @@ def _lock(recipe: Recipe, given: Path | None, maker: Distro) -> Lock:
         return make_lock(recipe, maker)
     lock = locks.load(given)
     if (lock.distro, lock.release, lock.arch) != (recipe.distro, recipe.release, recipe.arch):
-        raise CapsulekitError(f"{given} locks {lock.distro} {lock.release} {lock.arch}, the recipe wants "
-                              f"{recipe.distro} {recipe.release} {recipe.arch}", hint="make the lock again with capsulekit lock")  # fmt: skip
+        raise CapsulekitError(
+            f"{given} locks {lock.distro} {lock.release} {lock.arch}, the recipe wants "
+            f"{recipe.distro} {recipe.release} {recipe.arch}",
+            hint="make the lock again with capsulekit lock",
+        )
     names = {p.name for p in lock.sets["rootfs"]}
-    if lacking := [p for p in recipe.packages if p.split(":")[0] not in names]:
-        raise CapsulekitError(f"{given} does not lock the recipe's package {lacking[0]}",
-                              hint="make the lock again with capsulekit lock")  # fmt: skip
+    lacking = [p for p in recipe.packages if p.split(":")[0] not in names]
+    if recipe.kernel_package.split(":")[0] not in {p.name for p in lock.sets["kernel"]}:
+        lacking.append(recipe.kernel_package)
+    if lacking:
+        raise CapsulekitError(
+            f"{given} does not lock the recipe's package {lacking[0]}", hint="make the lock again with capsulekit lock"
+        )
     check_tools(lock.tools)
     return lock
 
@@ -110,14 +128,29 @@ def _parts(recipe: Recipe, lock: Lock, maker: Distro, cache: Cache, progress: Pr
     likely = recipe.base == "essential"
     with ThreadPoolExecutor(2) as pool:
         rootfs = pool.submit(timed, "root file system", lambda: root.rootfs_step(recipe, lock, maker, cache))
-        modules = pool.submit(timed, "kernel and modules", lambda: kernel.modules_step(recipe, lock, maker, cache, likely))
+        modules = pool.submit(
+            timed, "kernel and modules", lambda: kernel.modules_step(recipe, lock, maker, cache, likely)
+        )
         initrd = pool.submit(timed, "stage 2", lambda: initrd_step(recipe, lock, maker, cache))
+        _first_failure(rootfs, modules, initrd)
         parts = _Parts(rootfs.result(), modules.result(), initrd.result())
     merged = root.facts(parts.rootfs).merged_usr
     if merged != likely:
         again = timed("modules, unmerged /usr", lambda: kernel.modules_step(recipe, lock, maker, cache, merged))
         parts = _Parts(parts.rootfs, again, parts.initrd)
     return parts
+
+
+def _first_failure(*jobs: Future[Step]) -> None:
+    """Wait for all; when one fails, or on Ctrl-C, stop the others and raise that."""
+    try:
+        for job in as_completed(jobs):
+            job.result()
+    except BaseException:
+        for job in jobs:
+            job.cancel()
+        stop_apart()
+        raise
 
 
 def _pack(recipe: Recipe, lock: Lock, parts: _Parts, signer: SecretKey, out: Path) -> BuildResult:
@@ -128,11 +161,20 @@ def _pack(recipe: Recipe, lock: Lock, parts: _Parts, signer: SecretKey, out: Pat
         _layer(parts.rootfs, root.LAYER, facts.unpacked, acl),
     )
     manifest = Manifest(
-        name=recipe.name, version=recipe.version, arch=recipe.arch, distro=recipe.distro, release=recipe.release,
-        epoch=lock.epoch, init=recipe.init, cmdline=recipe.cmdline, recipe_digest=recipe.digest,
-        kernel_release=(parts.modules.folder / "release").read_text(), layers=layers, hybridize=recipe.hybridize,
+        name=recipe.name,
+        version=recipe.version,
+        arch=recipe.arch,
+        distro=recipe.distro,
+        release=recipe.release,
+        epoch=lock.epoch,
+        init=recipe.init,
+        cmdline=recipe.cmdline,
+        recipe_digest=recipe.digest,
+        kernel_release=(parts.modules.folder / "release").read_text(),
+        layers=layers,
+        hybridize=recipe.hybridize,
         provision=tuple(f"provision/init/{s.name}" for s in recipe.provision),
-    )  # fmt: skip
+    )
     members = [
         Member("recipe.toml", recipe.text.encode()),
         Member("capsule.lock", lock.dumps().encode()),
@@ -147,8 +189,10 @@ def _pack(recipe: Recipe, lock: Lock, parts: _Parts, signer: SecretKey, out: Pat
         members.append(Member(acl, parts.rootfs.folder / root.ACL))
     for member in members:
         if isinstance(member.source, Path) and member.source.stat().st_size > INITRD_LIMIT:
-            raise CapsulekitError(f"{member.name} is {member.source.stat().st_size} bytes; the format ends at 3.9 GiB",
-                                  hint="install less, or split the capsule")  # fmt: skip
+            raise CapsulekitError(
+                f"{member.name} is {member.source.stat().st_size} bytes; the format ends at 3.9 GiB",
+                hint="install less, or split the capsule",
+            )
     identity = write_capsule(out, manifest, members, signer)
     warnings = tuple(f"the normaliser's row {glob} matched nothing" for glob in facts.unmatched)
     return BuildResult(out, recipe.full_name, identity, out.stat().st_size, warnings)

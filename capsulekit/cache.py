@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,12 +32,36 @@ class Cache:
 
     def __init__(self, root: Path) -> None:
         self.root = root.absolute()
-        for sub in ("packages", "steps", "tmp", "apt"):
-            (self.root / sub).mkdir(parents=True, exist_ok=True)
+        try:
+            for sub in ("packages", "steps", "tmp", "apt"):
+                (self.root / sub).mkdir(parents=True, exist_ok=True)
+            self._sweep()
+        except OSError as error:
+            raise CapsulekitError(
+                f"the cache folder {self.root} cannot be written: {error.strerror}",
+                hint="choose another with --cache-dir, or run the same command with sudo",
+            ) from None
 
-    def scratch(self) -> tempfile.TemporaryDirectory[str]:
+    @contextmanager
+    def scratch(self, prefix: str = "build") -> Iterator[Path]:
         """A private folder on the cache's file system, removed at the end of the ``with``."""
-        return tempfile.TemporaryDirectory(dir=self.root / "tmp", prefix="build-")
+        with exclusive_lock(self.root / "tmp" / ".lock"):
+            folder = Path(tempfile.mkdtemp(dir=self.root / "tmp", prefix=f"{prefix}-"))
+            held = _claim(folder)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+            if held is not None:
+                os.close(held)
+
+    def _sweep(self) -> None:
+        """Remove the scratch folders of builds that were killed: nobody holds their lock any more."""
+        with exclusive_lock(self.root / "tmp" / ".lock"):
+            for folder in (self.root / "tmp").iterdir():
+                if folder.is_dir() and (held := _claim(folder)) is not None:
+                    shutil.rmtree(folder, ignore_errors=True)
+                    os.close(held)
 
     def package(self, sha256: str) -> Path:
         """Where the package with that digest lies or would lie."""
@@ -54,8 +81,11 @@ class Cache:
         """Take a downloaded file in (hard link or copy); raises CapsulekitError when it has another digest."""
         got = sha256_file(source)
         if got != sha256:
-            raise CapsulekitError(f"{source.name}: the downloaded package has digest {got}, the archive's index says {sha256}",
-                                  hint="the mirror serves something else; try again later")  # fmt: skip
+            source.unlink()  # or it would be taken for the package at the next try
+            raise CapsulekitError(
+                f"{source.name}: the downloaded package has digest {got}, its index says {sha256}",
+                hint="the mirror serves something else; try again later",
+            )
         target = self.package(sha256)
         target.parent.mkdir(exist_ok=True)
         part = target.with_name(f".{target.name}.{os.getpid()}")
@@ -80,18 +110,26 @@ class Cache:
             if _intact(final):
                 return Step(name, identity, final, reused=True)
             shutil.rmtree(final, ignore_errors=True)
-            with tempfile.TemporaryDirectory(dir=self.root / "tmp", prefix=f"{name}-") as work:
-                out = Path(work) / "out"
+            with self.scratch(name) as work, self._room():
+                out = work / "out"
                 out.mkdir()
                 make(out)
-                digests = {p.name: [p.stat().st_size, sha256_file(p)] for p in sorted(out.iterdir())}
-                (out / ".step.json").write_text(json.dumps({"files": digests, "inputs": text}))
-                for path in out.iterdir():
-                    with path.open("rb") as f:
-                        os.fsync(f.fileno())
+                _note(out, text)
                 out.rename(final)
                 fsync_dir(final.parent)
         return Step(name, identity, final, reused=False)
+
+    @contextmanager
+    def _room(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise CapsulekitError(
+                f"the disk is full: no space left for the cache {self.root}",
+                hint="free some space, or choose another place with --cache-dir",
+            ) from None
 
 
 class Step:
@@ -107,12 +145,36 @@ class Step:
         return str(self._digests[name][1])
 
 
+def _claim(folder: Path) -> int | None:
+    """Lock a scratch folder: the descriptor to keep open, or None while its owner lives. Freed when that one dies."""
+    try:
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        return None
+    return fd
+
+
+def _note(folder: Path, inputs: str) -> None:
+    """Write the digests of a finished step's files beside them, and make all of it durable."""
+    digests = {p.name: [p.stat().st_size, sha256_file(p)] for p in sorted(folder.iterdir())}
+    (folder / ".step.json").write_text(json.dumps({"files": digests, "inputs": inputs}))
+    for path in folder.iterdir():
+        with path.open("rb") as f:
+            os.fsync(f.fileno())
+    fsync_dir(folder)
+
+
 def _intact(folder: Path) -> bool:
     try:
         noted = json.loads((folder / ".step.json").read_text())["files"]
         present = {p.name for p in folder.iterdir()} - {".step.json"}
         return present == set(noted) and all(sha256_file(folder / n) == sha for n, (_, sha) in noted.items())
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
 
 
@@ -125,7 +187,9 @@ def code_identity(*packages: str) -> str:
         if spec is None or spec.origin is None:
             raise CapsulekitError(f"the package {package} is not installed completely")
         here = Path(spec.origin)
-        files = [here] if here.name != "__init__.py" else [p for p in here.parent.rglob("*") if p.suffix in (".py", ".sh")]
+        files = (
+            [here] if here.name != "__init__.py" else [p for p in here.parent.rglob("*") if p.suffix in (".py", ".sh")]
+        )
         for path in sorted(files):
             digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()

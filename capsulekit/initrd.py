@@ -15,8 +15,10 @@ from capsulekit.recipe.model import Recipe
 INITRD_PACKAGES = ("acl", "busybox-static")
 BINARIES = ("bin/busybox", "usr/bin/setfacl")
 APPLETS = (
-    "cat", "cut", "echo", "grep", "ln", "losetup", "ls", "mkdir", "modprobe", "mount", "mv", "poweroff", "printf", "reboot",
-    "rm", "sed", "sh", "sleep", "stat", "switch_root", "sync", "test", "tr", "umount", "uname",
+    "cat", "chmod", "chown", "cp", "cut", "date", "dd", "dmesg", "echo", "env", "find", "grep", "head", "kill",
+    "ln", "losetup", "ls", "mkdir", "mknod", "modprobe", "mount", "mv", "poweroff", "printf", "readlink", "reboot",
+    "rm", "rmdir", "sed", "sh", "sleep", "stat", "switch_root", "sync", "tail", "test", "touch", "tr", "umount",
+    "uname", "wc",
 )  # fmt: skip
 
 
@@ -27,19 +29,26 @@ def initrd_step(recipe: Recipe, lock: Lock, distro: Distro, cache: Cache) -> Ste
 
     shell = shell_dir("stage2")
     inputs = {
-        "kernel": [p.sha256 for p in lock.sets["kernel"]], "packages": [p.sha256 for p in lock.sets["initrd"]],
-        "modules": recipe.stage2_modules, "epoch": lock.epoch, "tools": lock.tools, "binaries": BINARIES, "applets": APPLETS,
+        "kernel": [p.sha256 for p in lock.sets["kernel"]],
+        "packages": [p.sha256 for p in lock.sets["initrd"]],
+        "modules": recipe.stage2_modules,
+        "epoch": lock.epoch,
+        "tools": lock.tools,
+        "binaries": BINARIES,
+        "applets": APPLETS,
         "shell": {str(p.relative_to(shell)): sha256_file(p) for p in sorted(shell.rglob("*")) if p.is_file()},
-        "code": code_identity("initramfs_builder", "capsulekit.kernel", "capsulekit.apt.deb"),
-    }  # fmt: skip
+        "code": code_identity("initramfs_builder", "capsulekit.initrd", "capsulekit.kernel", "capsulekit.apt.deb"),
+    }
 
     def make(out: Path) -> None:
         with cache.scratch() as scratch:
-            tree, kernel = Path(scratch) / "tree", Path(scratch) / "kernel"
+            tree, kernel = scratch / "tree", scratch / "kernel"
             for package in lock.sets["initrd"]:
                 distro.unpack(package, tree)
             unpacked = unpack_kernel(lock.sets["kernel"], distro, kernel)
             with (out / "initrd.img").open("wb") as image:
-                assemble_stage2(image, tree, kernel, unpacked.release, recipe.stage2_modules, BINARIES, APPLETS, lock.epoch)
+                assemble_stage2(
+                    image, tree, kernel, unpacked.release, recipe.stage2_modules, BINARIES, APPLETS, lock.epoch
+                )
 
     return cache.step("initrd", inputs, make)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 import os
 import shutil
 import stat
@@ -40,8 +39,10 @@ def unpack_kernel(packages: Sequence[Package], distro: Distro, folder: Path) -> 
     images = sorted((folder / "boot").glob("vmlinuz-*"))
     if len(images) != 1:
         names = ", ".join(p.name for p in packages) or "none"
-        raise CapsulekitError(f"the kernel packages bring {len(images)} kernels instead of one: {names}",
-                              hint="name one image package in the recipe's [kernel] package")  # fmt: skip
+        raise CapsulekitError(
+            f"the kernel packages bring {len(images)} kernels instead of one: {names}",
+            hint="name one image package in the recipe's [kernel] package",
+        )
     release = images[0].name.removeprefix("vmlinuz-")
     for prefix in ("usr/lib/modules", "lib/modules"):
         if (modules := folder / prefix / release).is_dir():
@@ -59,14 +60,18 @@ def unpack_kernel(packages: Sequence[Package], distro: Distro, folder: Path) -> 
 def modules_step(recipe: Recipe, lock: Lock, distro: Distro, cache: Cache, merged: bool) -> Step:
     """Make (or reuse) the modules layer and the kernel image: ``modules.squashfs``, ``vmlinuz``, ``release``."""
     inputs = {
-        "packages": [p.sha256 for p in lock.sets["kernel"]], "keep": recipe.kernel_modules, "merged": merged,
-        "epoch": lock.epoch, "tools": lock.tools, "level": recipe.level,
-        "code": code_identity("capsulekit.kernel", "capsulekit.image", "capsulekit.apt.deb"),
-    }  # fmt: skip
+        "packages": [p.sha256 for p in lock.sets["kernel"]],
+        "keep": recipe.kernel_modules,
+        "merged": merged,
+        "epoch": lock.epoch,
+        "tools": lock.tools,
+        "level": recipe.level,
+        "code": code_identity("capsulekit.kernel", "capsulekit.image", "capsulekit.apt.deb", "initramfs_builder"),
+    }
 
     def make(out: Path) -> None:
         with cache.scratch() as scratch:
-            tree = unpack_kernel(lock.sets["kernel"], distro, Path(scratch))
+            tree = unpack_kernel(lock.sets["kernel"], distro, scratch)
             if recipe.kernel_modules:
                 _keep_only(tree, recipe.kernel_modules)
             (out / "vmlinuz").write_bytes(tree.image.read_bytes())
@@ -83,9 +88,9 @@ def _keep_only(tree: KernelTree, names: Sequence[str]) -> None:
     """Drop every module that ``names`` do not need, and index again."""
     from initramfs_builder.modules import ModuleTree
 
-    kept = {(tree.root / str(p)).resolve() for p in ModuleTree(tree.root, tree.release).closure(names)}
-    for path in sorted(tree.modules.rglob("*.ko*")):
-        if path.resolve() not in kept:
+    kept = {tree.modules / file for file in ModuleTree(tree.root, tree.release).closure(names)}
+    for path in tree.modules.rglob("*.ko*"):
+        if path not in kept:
             path.unlink()
     run(["depmod", "-b", tree.root, tree.release], purpose="index kernel modules")
 

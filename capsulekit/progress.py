@@ -58,5 +58,8 @@ class Progress:
 
     def table(self) -> str:
         """The steps as text for stdout: name, seconds, remark."""
-        rows = [f"  {s.name:<22} {s.seconds:7.1f} s  {'unchanged' if s.reused else ''} {s.note}".rstrip() for s in self.steps]
+        rows = [
+            f"  {s.name:<22} {s.seconds:7.1f} s  {'unchanged' if s.reused else ''} {s.note}".rstrip()
+            for s in self.steps
+        ]
         return "\n".join(rows)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO
@@ -21,6 +23,8 @@ PACKAGE_OF = {
     "ip": "iproute2",
     "losetup": "mount",
     "minisign": "minisign",
+    "setpriv": "util-linux",
+    "unshare": "util-linux",
     "mksquashfs": "squashfs-tools",
     "mmdebstrap": "mmdebstrap",
     "qemu-system-x86_64": "qemu-system-x86",
@@ -28,9 +32,17 @@ PACKAGE_OF = {
     "unsquashfs": "squashfs-tools",
 }
 
+NO_SPACE = re.compile(r"No space left on device|enough free space in|Disk quota exceeded")
+# A command longer than this (hundreds of packages) is shown by its beginning.
+LONG = 400
+
 
 class ToolMissing(CapsulekitError):
     """A program that is needed is not installed."""
+
+
+class DiskFull(CapsulekitError):
+    """A child process ended because there was no space left to write to."""
 
 
 class CommandFailed(CapsulekitError):
@@ -64,28 +76,82 @@ def run(
     """Run a program to its end and return what it printed on stdout (text, UTF-8 with replacement).
 
     ``purpose`` completes the sentence "… is needed to PURPOSE"; it also heads the error. ``env`` replaces the
-    environment. Raises ToolMissing, or CommandFailed with the last lines of stderr and a command to paste.
+    environment; ``timeout`` is in seconds. Raises ToolMissing, DiskFull, or CommandFailed with the last telling line
+    and a command to paste.
     """
     args = [tool(str(argv[0]), purpose), *(str(a) for a in argv[1:])]
-    feed = {"input": stdin} if isinstance(stdin, bytes) else {"stdin": stdin or subprocess.DEVNULL}
-    try:
-        done = subprocess.run(args, cwd=cwd, env=env, capture_output=True, timeout=timeout, check=False, **feed)  # type: ignore[call-overload]
-    except subprocess.TimeoutExpired as late:
-        raise CapsulekitError(f"{argv[0]} did not finish within {timeout:.0f} s (to {purpose})") from late
-    if done.returncode != 0:
-        raise failed(argv, purpose, done.returncode, done.stderr or done.stdout)
-    return str(done.stdout.decode("utf-8", "replace"))
+    source = subprocess.PIPE if isinstance(stdin, bytes) else stdin or subprocess.DEVNULL
+    with subprocess.Popen(
+        args, cwd=cwd, env=env, stdin=source, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as child:
+        try:
+            out, err = child.communicate(stdin if isinstance(stdin, bytes) else None, timeout)
+        except subprocess.TimeoutExpired as late:
+            child.kill()
+            raise CapsulekitError(f"{argv[0]} did not finish within {late.timeout:g} s (to {purpose})") from None
+        except BaseException:
+            child.kill()
+            raise
+    if child.returncode != 0:
+        raise failed(argv, purpose, child.returncode, err + out)
+    return out.decode("utf-8", "replace")
 
 
-def failed(argv: Sequence[str | Path], purpose: str, status: int, output: bytes) -> CommandFailed:
+_apart: set[subprocess.Popen[bytes]] = set()
+_apart_lock = threading.Lock()
+
+
+def run_apart(
+    argv: Sequence[str | Path],
+    *,
+    purpose: str,
+    env: Mapping[str, str],
+    cwd: Path,
+    stdout: IO[bytes],
+    stderr: IO[bytes],
+) -> int:
+    """Run a program that starts many others and return its exit status; umask 022, no stdin, needs root.
+
+    It gets a process group of its own, because mmdebstrap sends its whole group a HUP when its tar breaks off, and a
+    process-id namespace that ends with it: when this process ends, however it does, nothing of it goes on.
+    """
+    guard = [tool("setpriv", purpose), "--pdeathsig", "KILL"]
+    guard += [tool("unshare", purpose), "--pid", "--fork", "--kill-child"]
+    args = [*guard, tool(str(argv[0]), purpose), *(str(a) for a in argv[1:])]
+    with subprocess.Popen(
+        args, cwd=cwd, env=env, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, umask=0o022, process_group=0
+    ) as child:
+        with _apart_lock:
+            _apart.add(child)
+        try:
+            return child.wait()
+        except BaseException:
+            child.kill()
+            raise
+        finally:
+            with _apart_lock:
+                _apart.discard(child)
+
+
+def stop_apart() -> None:
+    """End whatever run_apart is running in other threads: the command as a whole has failed or was interrupted."""
+    with _apart_lock:
+        for child in _apart:
+            child.kill()
+
+
+def failed(argv: Sequence[str | Path], purpose: str, status: int, output: bytes) -> CapsulekitError:
     """The error for a child that ended badly: its last telling line, and the command to paste."""
     text = output.decode("utf-8", "replace").strip()
+    if NO_SPACE.search(text):
+        return DiskFull(f"could not {purpose}: the disk is full", hint="free some space, or choose another --cache-dir")
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     telling = [line for line in lines if line.startswith(("E:", "error", "FATAL", "fatal")) or "rror:" in line]
     last = (telling or lines or ["it printed nothing"])[-1]
+    command = shlex.join(str(a) for a in argv)
     return CommandFailed(
         f"could not {purpose}: {Path(str(argv[0])).name} failed with status {status}: {last}",
-        hint="try it by hand: " + shlex.join(str(a) for a in argv),
+        hint=f"try it by hand: {command if len(command) < LONG else command[:LONG] + ' …'}",
         status=status,
         output=text,
     )

@@ -67,17 +67,25 @@ def _load(path: Path) -> dict[str, Any]:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise CapsulekitError(f"{path}: the stage-1 recipe cannot be read: {error}") from None
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise CapsulekitError(f"{path}: not valid TOML: {error}") from None
+    checked: dict[str, Any] = {}
     for section, keys in SECTIONS.items():
+        if not isinstance(table.get(section), dict):
+            raise CapsulekitError(f"{path}: the section [{section}] is missing")
         for key, kind in keys.items():
-            value = table.get(section, {}).pop(key, None)
-            if not isinstance(value, kind) or (kind is list and not all(isinstance(v, str) for v in value)):
-                raise CapsulekitError(f"{path}: [{section}] {key} must be a {kind.__name__} (of texts)")
-            table.setdefault("_", {}).setdefault(section, {})[key] = value
+            value = table[section].pop(key, None)
+            texts = not isinstance(value, list) or all(isinstance(v, str) for v in value)
+            if not isinstance(value, kind) or isinstance(value, bool) or not texts:
+                what = "list of texts" if kind is list else kind.__name__
+                raise CapsulekitError(f"{path}: [{section}] {key} must be a {what}")
+            checked.setdefault(section, {})[key] = value
         if left := table.pop(section, {}):
-            raise CapsulekitError(f"{path}: unknown key {next(iter(left))} in [{section}]", hint="known: " + ", ".join(keys))
-    checked: dict[str, Any] = table.pop("_")
+            raise CapsulekitError(
+                f"{path}: unknown key {next(iter(left))} in [{section}]", hint="known: " + ", ".join(keys)
+            )
+    if not 1 <= checked["stage1"]["level"] <= 22:
+        raise CapsulekitError(f"{path}: [stage1] level must be a number from 1 to 22")
     if table:
         raise CapsulekitError(f"{path}: unknown section [{next(iter(table))}]", hint="known: " + ", ".join(SECTIONS))
     return checked
@@ -88,24 +96,31 @@ def _inputs(table: dict[str, Any], lock: Any) -> dict[str, Any]:
 
     shell = shell_dir("stage1")
     return {
-        "recipe": table, "kernel": [p.sha256 for p in lock.sets["kernel"]], "packages": [p.sha256 for p in lock.sets["initrd"]],
-        "epoch": lock.epoch, "tools": lock.tools,
+        "recipe": table,
+        "kernel": [p.sha256 for p in lock.sets["kernel"]],
+        "packages": [p.sha256 for p in lock.sets["initrd"]],
+        "epoch": lock.epoch,
+        "tools": lock.tools,
         "shell": {str(p.relative_to(shell)): sha256_file(p) for p in sorted(shell.rglob("*")) if p.is_file()},
-        "code": code_identity("initramfs_builder", "capsulekit.stage1", "capsulekit.kernel"),
-    }  # fmt: skip
+        "code": code_identity("initramfs_builder", "capsulekit.stage1", "capsulekit.kernel", "capsulekit.apt.deb"),
+    }
 
 
 def _make(table: dict[str, Any], lock: Any, maker: Any, cache: Cache, folder: Path) -> None:
     from initramfs_builder.stage1 import Stage1Config, assemble
 
     with cache.scratch() as scratch:
-        tree, kernel = Path(scratch) / "tree", Path(scratch) / "kernel"
+        tree, kernel = scratch / "tree", scratch / "kernel"
         for package in lock.sets["initrd"]:
             maker.unpack(package, tree)
         unpacked = unpack_kernel(lock.sets["kernel"], maker, kernel)
         wanted = table["stage1"]
-        config = Stage1Config(binaries=tuple(wanted["binaries"]), modules=tuple(wanted["modules"]),
-                              applets=tuple(wanted["applets"]), files=tuple(wanted["files"]))  # fmt: skip
+        config = Stage1Config(
+            binaries=tuple(wanted["binaries"]),
+            modules=tuple(wanted["modules"]),
+            applets=tuple(wanted["applets"]),
+            files=tuple(wanted["files"]),
+        )
         with (folder / "stage1.img").open("wb") as image:
             assemble(image, tree, kernel, unpacked.release, config, lock.epoch, wanted["level"])
         (folder / "vmlinuz").write_bytes(unpacked.image.read_bytes())

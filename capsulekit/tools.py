@@ -37,5 +37,7 @@ def check_tools(locked: dict[str, str]) -> None:
     here = tool_versions()
     for name, version in sorted(locked.items()):
         if here.get(name) != version:
-            raise CapsulekitError(f"the lock was made with {name} {version}, this machine has {here.get(name, 'none')}",
-                                  hint=f"install {name} {version}, or make the lock again with capsulekit lock")  # fmt: skip
+            raise CapsulekitError(
+                f"the lock was made with {name} {version}, this machine has {here.get(name, 'none')}",
+                hint=f"install {name} {version}, or make the lock again with capsulekit lock",
+            )

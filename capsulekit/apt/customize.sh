@@ -1,18 +1,26 @@
 #!/bin/sh
 # mmdebstrap's customize hook: bring the recipe's files, scripts and services into the new root.
-#   $CAPSULEKIT_WORK/files.tar   the recipe's files
+#   $CAPSULEKIT_WORK/files       lines "NUMBER MODE PATH": the recipe's files
+#   $CAPSULEKIT_WORK/content/*   their content, by number
 #   $CAPSULEKIT_WORK/scripts/*   scripts to run inside the root, in order of their names
 #   $CAPSULEKIT_WORK/units       lines "VERB UNIT" for systemctl
 #   $CAPSULEKIT_WORK/sources     the sources.list the finished root gets (when it has apt)
 set -eu
+umask 022
 root=$1
 work=$CAPSULEKIT_WORK
 
 rm -f "$root/etc/apt/sources.list"
 if [ -d "$root/etc/apt/sources.list.d" ] && [ -x "$root/usr/bin/apt-get" ]; then
-    cp "$work/sources" "$root/etc/apt/sources.list"
+    install -m 0644 "$work/sources" "$root/etc/apt/sources.list"
 fi
-tar -C "$root" --numeric-owner --same-permissions --no-overwrite-dir -xf "$work/files.tar"
+
+# Links on the way to a file are followed inside the new root: /sbin may be a link to usr/sbin, /var/run one to /run.
+while read -r number mode path; do
+    real=$root$(dpkg-realpath --root "$root" "$path")
+    mkdir -p "${real%/*}"
+    install -m "$mode" "$work/content/$number" "$real"
+done <"$work/files"
 
 # Every file of a layer has the build's time. With these two, systemd sees that /etc and /var are as new as /usr and
 # does not rebuild hwdb, users and caches on every boot of a stateless node (systemd-update-done.service(8)).
@@ -31,7 +39,7 @@ for script in "$work"/scripts/*; do
 done
 
 while read -r verb unit; do
-    if ! chroot "$root" systemctl --quiet "$verb" "$unit" </dev/null >&2; then
+    if ! chroot "$root" systemctl --quiet "$verb" -- "$unit" </dev/null >&2; then
         echo "E: systemctl $verb $unit failed: is the unit's package in [packages]?" >&2
         exit 1
     fi

@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -14,13 +15,20 @@ from capsulekit.apt import deb, mmdebstrap
 from capsulekit.apt.solver import AptRoot
 from capsulekit.cache import Cache, code_identity
 from capsulekit.distro.base import Distro
-from capsulekit.errors import CapsulekitError
+from capsulekit.errors import CapsulekitError, UsageError
 from capsulekit.files import atomic_write, exclusive_lock, sha256_bytes
-from capsulekit.lock.model import Lock, Package, loads
+from capsulekit.lock.model import MAX_EPOCH, Lock, Package, loads
 from capsulekit.tools import tool_versions
 
-
 KERNELS = ("linux-image-", "linux-modules-")
+
+
+def _epoch(newest: int) -> int:
+    """The build's time: SOURCE_DATE_EPOCH where it is set, else the archive's own date."""
+    said = os.environ.get("SOURCE_DATE_EPOCH") or str(newest)
+    if not said.isdecimal() or int(said) > MAX_EPOCH:
+        raise UsageError(f"SOURCE_DATE_EPOCH must be seconds since 1970, not {said!r}")
+    return int(said)
 
 
 class AptDistro(Distro):
@@ -37,7 +45,7 @@ class AptDistro(Distro):
         kept = self._folder / f"sources-{sha256_bytes(mmdebstrap.version().encode())[:16]}"
         if not kept.exists():
             with self.cache.scratch() as scratch:
-                atomic_write(kept, mmdebstrap.default_sources(self.suite, self.arch, Path(scratch)).encode())
+                atomic_write(kept, mmdebstrap.default_sources(self.suite, self.arch, scratch).encode())
         return kept.read_text()
 
     def _apt(self) -> AptRoot:
@@ -49,19 +57,31 @@ class AptDistro(Distro):
             apt = self._apt()
             apt.update()
             archives, newest = apt.archives()
-            epoch = int(os.environ.get("SOURCE_DATE_EPOCH") or newest)
+            epoch = _epoch(newest)
             tools = tool_versions()
-            key = json.dumps([[a.release for a in archives], {k: list(v) for k, v in wanted.items()}, base, tools, epoch,
-                              code_identity("capsulekit.apt.solver", "capsulekit.lock.model")], sort_keys=True)  # fmt: skip
-            kept = self._folder / f"lock-{sha256_bytes(key.encode())}"
+            key = json.dumps(
+                [
+                    [a.release for a in archives],
+                    {k: list(v) for k, v in wanted.items()},
+                    base,
+                    tools,
+                    epoch,
+                    code_identity("capsulekit.apt.solver", "capsulekit.lock.model"),
+                ],
+                sort_keys=True,
+            )
+            index = sha256_bytes(json.dumps([a.release for a in archives]).encode())[:16]
+            kept = self._folder / f"lock-{index}-{sha256_bytes(key.encode())}"
             if kept.exists():
-                return loads(kept.read_text(), str(kept))
+                with suppress(CapsulekitError):  # a damaged answer is asked for again
+                    return loads(kept.read_text(), str(kept))
             sets = {name: apt.solve(names, name == "rootfs" and base == "essential") for name, names in wanted.items()}
             # The kernel is unpacked, never installed: of all it depends on only the images and their modules count.
             sets["kernel"] = tuple(p for p in sets["kernel"] if p.name.startswith(KERNELS))
             lock = Lock(self.name, self.release, self.arch, epoch, archives, sets, tools)
             for old in self._folder.glob("lock-*"):
-                old.unlink()
+                if not old.name.startswith(f"lock-{index}-"):
+                    old.unlink()
             atomic_write(kept, lock.dumps().encode())
             return lock
 
@@ -70,8 +90,10 @@ class AptDistro(Distro):
         unique = {p.sha256: p for p in packages}
         lacking = [p for p in unique.values() if not self.cache.has_package(p.sha256)]
         if lacking and offline:
-            raise CapsulekitError(f"{len(lacking)} locked packages are not in the cache, the first is {lacking[0].filename}",
-                                  hint="run the same command once without --offline")  # fmt: skip
+            raise CapsulekitError(
+                f"{len(lacking)} locked packages are not in the cache, the first is {lacking[0].filename}",
+                hint="run the same command once without --offline",
+            )
         if not lacking:
             return
         with exclusive_lock(self._folder / ".lock"):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
@@ -12,21 +11,30 @@ from urllib.parse import quote
 
 from capsulekit.errors import CapsulekitError
 from capsulekit.files import sha256_bytes
-from capsulekit.run import CommandFailed, failed, run, tool
+from capsulekit.run import CommandFailed, failed, run, run_apart
 
 HERE = Path(__file__).parent
+PURPOSE = "build the root file system"
 
 
 def version() -> str:
     """mmdebstrap's version; it decides bytes of the root, so it is noted in the lock."""
-    return run(["mmdebstrap", "--version"], purpose="build the root file system").split()[-1]
+    return run(["mmdebstrap", "--version"], purpose=PURPOSE).split()[-1]
 
 
 def default_sources(suite: str, arch: str, scratch: Path) -> str:
     """The sources.list mmdebstrap writes by itself for ``suite``: recipes name a release, never a mirror."""
     env = _environment(scratch, 0) | {"CAPSULEKIT_OUT": str(scratch)}
-    argv = ["mmdebstrap", f"--mode={_mode()}", f"--architectures={arch}", "--variant=custom", "--format=tar",
-            f"--setup-hook={HERE / 'keep-sources.sh'}", suite, str(scratch / "never.tar")]  # fmt: skip
+    argv = [
+        "mmdebstrap",
+        f"--mode={_mode()}",
+        f"--architectures={arch}",
+        "--variant=custom",
+        "--format=tar",
+        f"--setup-hook={HERE / 'keep-sources.sh'}",
+        suite,
+        str(scratch / "never.tar"),
+    ]
     try:
         run(argv, purpose="learn the distribution's sources", env=env, cwd=scratch)
     except CommandFailed as stopped:
@@ -44,18 +52,27 @@ def make_root(
     ``work`` holds what customize.sh needs (see there) and is mmdebstrap's scratch space. Raises CommandFailed.
     """
     env = _environment(work, epoch) | {"CAPSULEKIT_WORK": str(work)}
+    # The extract variant installs nothing, so for mmdebstrap there is nothing to customize either.
+    hook = "extract" if variant == "extract" else "customize"
     argv: list[str] = [
-        tool("mmdebstrap", "build the root file system"), f"--mode={_mode()}", f"--architectures={arch}",
-        f"--variant={variant}", "--format=tar", "--dpkgopt=force-unsafe-io", "--skip=cleanup/apt/lists",
-        "--include=" + ",".join(names), f"--customize-hook={HERE / 'customize.sh'}",
-        suite, "-", f"deb [trusted=yes] copy://{quote(str(repo))} ./",
-    ]  # fmt: skip
+        "mmdebstrap",
+        f"--mode={_mode()}",
+        f"--architectures={arch}",
+        f"--variant={variant}",
+        "--format=tar",
+        "--dpkgopt=force-unsafe-io",
+        "--skip=cleanup/apt/lists",
+        "--include=" + ",".join(names),
+        f"--{hook}-hook={HERE / 'customize.sh'}",
+        suite,
+        "-",
+        f"deb [trusted=yes] copy://{quote(str(repo))} ./",
+    ]
     log = work / "mmdebstrap.log"
     with log.open("wb") as errors:
-        done = subprocess.run(argv, env=env, cwd=work, stdin=subprocess.DEVNULL, stdout=out, stderr=errors,
-                              check=False, umask=0o022)  # fmt: skip
-    if done.returncode != 0:
-        raise failed(argv, "build the root file system", done.returncode, _telling(log.read_bytes()))
+        status = run_apart(argv, purpose=PURPOSE, env=env, cwd=work, stdout=out, stderr=errors)
+    if status != 0:
+        raise failed(argv, PURPOSE, status, _telling(log.read_bytes()))
 
 
 def _telling(log: bytes) -> bytes:
@@ -76,9 +93,14 @@ def _mode() -> str:
 def _environment(scratch: Path, epoch: int) -> dict[str, str]:
     """Nothing of the caller's environment reaches the packages' scripts."""
     return {
-        "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root", "TZ": "UTC",
-        "LC_ALL": "C.UTF-8", "TMPDIR": str(scratch), "SOURCE_DATE_EPOCH": str(epoch), "DEBIAN_FRONTEND": "noninteractive",
-    }  # fmt: skip
+        "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        "HOME": "/root",
+        "TZ": "UTC",
+        "LC_ALL": "C.UTF-8",
+        "TMPDIR": str(scratch),
+        "SOURCE_DATE_EPOCH": str(epoch),
+        "DEBIAN_FRONTEND": "noninteractive",
+    }
 
 
 def local_repository(folder: Path, suite: str, entries: Sequence[tuple[Path, str, int, str]]) -> None:

@@ -12,14 +12,18 @@ from collections.abc import Sequence
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 
-from capsulekit.errors import CapsulekitError
+from capsulekit.errors import CapsulekitError, TrustError
 from capsulekit.files import atomic_write, sha256_file
 from capsulekit.lock.model import Archive, Package
 from capsulekit.run import CommandFailed, run
 
-NETWORK = re.compile(r'Acquire::(?:(?:https?|ftp)::(?:[^:]+::)?(?:Proxy|Proxy-Auto-Detect|CaInfo))\b.*')
+NETWORK = re.compile(r"Acquire::(?:(?:https?|ftp)::(?:[^:]+::)?(?:Proxy|Proxy-Auto-Detect|CaInfo))\b.*")
 MISSING = re.compile(r"Unable to locate package (\S+)|Package '(\S+)' has no installation candidate")
-UNREACHABLE = re.compile(r"Could not resolve|Could not connect|Temporary failure|Unable to connect|unreachable|timed out|Failed to fetch")
+UNTRUSTED = re.compile(r"NO_PUBKEY|is not signed|BADSIG|EXPKEYSIG|couldn't be verified|Hash Sum mismatch")
+CONFLICT = re.compile(r"^ (\S+ : (?:Depends|PreDepends|Conflicts|Breaks): .*)$", re.MULTILINE)
+UNREACHABLE = re.compile(
+    r"Could not resolve|Could not connect|Temporary failure|Unable to connect|unreachable|timed out|Failed to fetch"
+)
 
 CONF = """APT::Architecture "{arch}";
 APT::Architectures {{ "{arch}"; }};
@@ -64,8 +68,12 @@ class AptRoot:
             atomic_write(path, text.encode())
 
     def _apt(self, program: str, *args: str, purpose: str, cwd: Path | None = None) -> str:
-        env = {"APT_CONFIG": str(self.root / "apt.conf"), "LC_ALL": "C.UTF-8", "PATH": os.environ.get("PATH", ""),
-               "DEBIAN_FRONTEND": "noninteractive"}  # fmt: skip
+        env = {
+            "APT_CONFIG": str(self.root / "apt.conf"),
+            "LC_ALL": "C.UTF-8",
+            "PATH": os.environ.get("PATH", ""),
+            "DEBIAN_FRONTEND": "noninteractive",
+        }
         env |= {k: v for k, v in os.environ.items() if k.lower().endswith("_proxy")}
         return run([program, *args], purpose=purpose, env=env, cwd=cwd)
 
@@ -74,10 +82,15 @@ class AptRoot:
         try:
             self._apt("apt-get", "-q", "update", purpose="read the package archive's index")
         except CommandFailed as error:
+            if bad := UNTRUSTED.search(error.output):
+                line = next(line for line in error.output.splitlines() if bad[0] in line)
+                raise TrustError(f"the package archive's index does not hold: {_short(line)}") from None
             if UNREACHABLE.search(error.output):
                 cause = next(line for line in error.output.splitlines() if UNREACHABLE.search(line))
-                raise CapsulekitError(f"the package archive cannot be reached: {_short(cause)}",
-                                      hint="check the network and its proxy, or build from a lock: --lock LOCK --offline") from None  # fmt: skip
+                raise CapsulekitError(
+                    f"the package archive cannot be reached: {_short(cause)}",
+                    hint="check the network and its proxy, or build from a lock: --lock LOCK --offline",
+                ) from None
             raise
 
     def archives(self) -> tuple[tuple[Archive, ...], int]:
@@ -99,26 +112,40 @@ class AptRoot:
             return ()
         wanted = [*(["?essential"] if essential else []), *names]
         try:
-            text = self._apt("apt-get", "-qq", "-y", "--print-uris", "install", *wanted, purpose="choose the packages")
+            text = self._apt(
+                "apt-get", "-qq", "-y", "--print-uris", "install", "--", *wanted, purpose="choose the packages"
+            )
         except CommandFailed as error:
             if missing := MISSING.search(error.output):
-                name = missing[1] or missing[2]
-                raise CapsulekitError(f"there is no package {name} in this release for {self.arch}",
-                                      hint="check its name in the recipe's [packages] or [kernel]") from None  # fmt: skip
+                raise _no_package(missing[1] or missing[2], self.arch) from None
+            if conflict := CONFLICT.search(error.output):
+                raise CapsulekitError(
+                    f"the packages cannot be installed together: {conflict[1]}",
+                    hint="remove one of them from the recipe's [packages]",
+                ) from None
             raise
         files = [line.split() for line in text.splitlines() if line.startswith("'")]
         chosen = [(f[1].split("_")[0], f[1].split("_")[1].replace("%3a", ":")) for f in files]
+        # apt takes a name it does not know for a pattern, or for what some other package provides: say so instead.
+        if unknown := [n for n in names if n.split(":")[0] not in {name for name, _ in chosen}]:
+            raise _no_package(unknown[0], self.arch)
         return tuple(sorted(self._packages([f"{name}={version}" for name, version in chosen])))
 
     def _packages(self, specs: Sequence[str]) -> list[Package]:
-        text = self._apt("apt-cache", "show", "--no-all-versions", *specs, purpose="read the packages' digests")
+        text = self._apt("apt-cache", "show", "--no-all-versions", "--", *specs, purpose="read the packages' digests")
         found: dict[str, Package] = {}
         for stanza in text.split("\n\n"):
             fields = dict(re.findall(r"^([A-Za-z0-9-]+): (.*)$", stanza, re.MULTILINE))
             if "Package" not in fields:
                 continue
-            package = Package(fields["Package"], fields["Version"], fields["Architecture"], int(fields["Size"]),
-                              fields["SHA256"], fields["Filename"])  # fmt: skip
+            package = Package(
+                fields["Package"],
+                fields["Version"],
+                fields["Architecture"],
+                int(fields["Size"]),
+                fields["SHA256"],
+                fields["Filename"],
+            )
             found[f"{package.name}={package.version}"] = package
         if lacking := [s for s in specs if s not in found]:
             raise CapsulekitError(f"apt chose {lacking[0]} but its index does not describe it")
@@ -129,16 +156,27 @@ class AptRoot:
         specs = [f"{p.name}={p.version}" for p in packages]
         folder = self.root / "archives"
         try:
-            self._apt("apt-get", "-q", "download", *specs, purpose="download the packages", cwd=folder)
+            self._apt("apt-get", "-q", "download", "--", *specs, purpose="download the packages", cwd=folder)
         except CommandFailed as error:
             if "was not found" in error.output or "Unable to locate" in error.output:
-                raise CapsulekitError("the lock names packages the archive no longer holds",
-                                      hint="make the lock again with capsulekit lock") from None  # fmt: skip
+                raise CapsulekitError(
+                    "the lock names packages the archive no longer holds",
+                    hint="make the lock again with capsulekit lock",
+                ) from None
             if UNREACHABLE.search(error.output):
-                raise CapsulekitError("the packages cannot be downloaded: the archive is out of reach",
-                                      hint="check the network and its proxy, then run the same command again") from None  # fmt: skip
+                raise CapsulekitError(
+                    "the packages cannot be downloaded: the archive is out of reach",
+                    hint="check the network and its proxy, then run the same command again",
+                ) from None
             raise
         return [folder / p.filename for p in packages]
+
+
+def _no_package(name: str, arch: str) -> CapsulekitError:
+    return CapsulekitError(
+        f"there is no package {name} in this release for {arch}",
+        hint="check its name in the recipe's [packages] or [kernel]; of a virtual package, name one that provides it",
+    )
 
 
 def _host_network() -> str:

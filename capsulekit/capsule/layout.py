@@ -17,7 +17,7 @@ MAX_MEMBERS = 4096
 MAX_SUMS = 1 << 20
 MAX_SIGNATURE = 16384
 # Below 4 GiB with room for headers: initrd archives hold sizes of 32 bits. The hybrid layer is never in one.
-MAX_BOOTED = 3900 << 20
+MAX_BOOTED = int(3.9 * (1 << 30))
 
 _COSIGNATURE = re.compile(r"SHA256SUMS\.([0-9A-F]{16})\.minisig")
 # One row a rank; members of equal rank are in the order of their names.

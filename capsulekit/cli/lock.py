@@ -11,7 +11,9 @@ from capsulekit.cli.main import Options
 
 @click.command()
 @click.argument("recipe", type=click.Path(path_type=Path))
-@click.option("-o", "--output", "out", type=click.Path(path_type=Path), help="The lock to write (default: beside the recipe).")
+@click.option(
+    "-o", "--output", "out", type=click.Path(path_type=Path), help="The lock to write (default: beside the recipe)."
+)
 @click.option("--cache-dir", type=click.Path(path_type=Path), help="Where packages and results are kept.")
 @click.pass_obj
 def cli(options: Options, recipe: Path, out: Path | None, cache_dir: Path | None) -> None:

@@ -1,4 +1,4 @@
-"""The command tree: every file in capsulekit/cli and provisioner/cli that is not private is one command, loaded late."""
+"""The command tree: every public file in capsulekit/cli and provisioner/cli is one command, loaded late."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class Tree(click.Group):
 
     only: tuple[str, ...] | None = None
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 (click's signature)
         """Every command, sorted by name."""
         names: set[str] = set()
         for package in PACKAGES:
@@ -144,13 +144,14 @@ def main(argv: Sequence[str], only: tuple[str, ...] | None = None) -> int:
         debug = hoisted.options.debug
         assert isinstance(root, Tree)
         root.only = only
-        result = root.main(args=hoisted.rest, prog_name="capsulekit", obj=hoisted.options, standalone_mode=False)
+        name = "perceus" if only else "capsulekit"
+        result = root.main(args=hoisted.rest, prog_name=name, obj=hoisted.options, standalone_mode=False)
         sys.stdout.flush()
         return result if isinstance(result, int) else 0
     except click.exceptions.Exit as done:
         return done.exit_code
     except click.Abort:
-        click.echo("Aborted: nothing was changed.", err=True)
+        click.echo("Aborted.", err=True)
         return 1
     except click.ClickException as wrong:
         wrong.show()

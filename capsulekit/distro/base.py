@@ -26,7 +26,7 @@ class Distro(ABC):
 
     @abstractmethod
     def fetch(self, packages: Sequence[Package], offline: bool) -> None:
-        """Bring the locked packages into the cache, verified; ``offline`` opens no socket and fails naming what lacks."""
+        """Bring the packages into the cache, verified; ``offline`` opens no socket and fails naming what lacks."""
 
     @abstractmethod
     def bootstrap(self, lock: Lock, base: str, customize: Path, out: IO[bytes]) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from capsulekit.cache import Cache
 from capsulekit.apt.distro import AptDistro
+from capsulekit.cache import Cache
 from capsulekit.errors import CapsulekitError
 
 SUITES = {"12": "bookworm", "13": "trixie"}
@@ -20,6 +20,8 @@ def create(release: str, arch: str, cache: Cache) -> AptDistro:
     if arch not in ARCHES:
         raise CapsulekitError(f"unknown Debian architecture {arch}", hint="known: " + ", ".join(ARCHES))
     if not KEYRING.exists():
-        raise CapsulekitError(f"{KEYRING} is missing: Debian's archive cannot be verified without it",
-                              hint="apt-get install debian-archive-keyring")  # fmt: skip
+        raise CapsulekitError(
+            f"{KEYRING} is missing: Debian's archive cannot be verified without it",
+            hint="apt-get install debian-archive-keyring",
+        )
     return AptDistro("debian", release, SUITES[release], arch, KEYRING, cache)

@@ -4,26 +4,43 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
 from capsulekit.errors import CapsulekitError
-from capsulekit.run import CommandFailed, failed, tool
+from capsulekit.run import failed, tool
 
 BLOCK = 1 << 20
 
 
 @contextmanager
 def layer_from_tar(out: Path, epoch: int, level: int) -> Iterator[IO[bytes]]:
-    """A stream that takes a tar and makes the squashfs ``out`` of it (zstd, 1 MiB blocks, all times ``epoch``).
+    """A stream that takes a tar and makes the squashfs ``out`` of it.
 
-    The root folder is 0755 and root's. Nothing is left at ``out`` when anything fails; a full disk is said as such.
+    zstd of ``level``, 1 MiB blocks, all times ``epoch`` (seconds since 1970); the root folder is 0755 and root's.
+    Nothing is left at ``out`` when anything fails; a full disk is said as such.
     """
     argv: list[str | Path] = [
-        tool("mksquashfs", "write a layer"), "-", out, "-tar", "-comp", "zstd", "-Xcompression-level", str(level),
-        "-b", str(BLOCK), "-mkfs-time", str(epoch), "-all-time", str(epoch), "-root-mode", "0755", "-no-progress", "-quiet",
-    ]  # fmt: skip
+        tool("mksquashfs", "write a layer"),
+        "-",
+        out,
+        "-tar",
+        "-comp",
+        "zstd",
+        "-Xcompression-level",
+        str(level),
+        "-b",
+        str(BLOCK),
+        "-mkfs-time",
+        str(epoch),
+        "-all-time",
+        str(epoch),
+        "-root-mode",
+        "0755",
+        "-no-progress",
+        "-quiet",
+    ]
     # (sqfstar 4.5.1, the same program by another name, cannot read a compressor's options.)
     # SOURCE_DATE_EPOCH beside -mkfs-time is fatal to squashfs-tools 4.5, so the environment is made anew.
     env = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LC_ALL": "C.UTF-8", "TZ": "UTC"}
@@ -32,18 +49,20 @@ def layer_from_tar(out: Path, epoch: int, level: int) -> Iterator[IO[bytes]]:
         with log.open("wb") as errors:
             child = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=errors, stderr=errors, env=env)
             assert child.stdin is not None
+            broken = False
             try:
                 yield child.stdin
                 child.stdin.close()
             except BrokenPipeError:
-                pass  # the child has ended: its own words, below, say why
+                broken = True  # the child has ended: its own words, below, say why
             except BaseException:
                 child.kill()
-                child.wait()
                 raise
-            status = child.wait()
-        printed = log.read_bytes()
-        _check(argv, status, printed, out)
+            finally:
+                with suppress(OSError):
+                    child.stdin.close()
+                status = child.wait()
+        _check(argv, status or int(broken), log.read_bytes(), out)
     except BaseException:
         out.unlink(missing_ok=True)
         raise
@@ -54,14 +73,13 @@ def layer_from_tar(out: Path, epoch: int, level: int) -> Iterator[IO[bytes]]:
 def _check(argv: list[str | Path], status: int, printed: bytes, out: Path) -> None:
     text = printed.decode("utf-8", "replace")
     if "No space left on device" in text:
-        raise CapsulekitError(f"the disk is full while packing {out.name} in {out.parent}",
-                              hint="free some space, or choose another place with --cache-dir")  # fmt: skip
-    # mksquashfs goes on after "Unrecognised xattr prefix" and exits 0: what it cannot store must not be lost in silence.
+        raise CapsulekitError(
+            f"the disk is full while packing {out.name} in {out.parent}",
+            hint="free some space, or choose another place with --cache-dir",
+        )
+    # mksquashfs goes on after "Unrecognised xattr prefix" and exits 0: nothing must be lost in silence.
     lost = [line for line in text.splitlines() if "nrecogni" in line or "ignoring" in line.lower()]
     if status == 0 and lost:
         raise CapsulekitError(f"{out.name} cannot hold everything: {lost[0].strip()}")
     if status != 0:
         raise failed(argv, f"write the layer {out.name}", status, printed)
-
-
-__all__ = ["BLOCK", "CommandFailed", "layer_from_tar"]

@@ -14,6 +14,11 @@ from capsulekit.files import sha256_bytes
 
 FORMAT = 1
 SHA256 = re.compile(r"[0-9a-f]{64}")
+# Debian policy 5.6.1 and 5.6.12: nothing here can be taken for an option of apt.
+NAME = re.compile(r"[a-z0-9][a-z0-9+.-]*")
+VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+~:-]*")
+PATH = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+~:%_/-]*")
+MAX_EPOCH = (1 << 32) - 1  # squashfs keeps times in 32 bits
 SETS = ("rootfs", "kernel", "initrd")
 
 
@@ -80,12 +85,17 @@ def loads(text: str, where: str) -> Lock:
         sets = {name: tuple(Package(**p) for p in raw.pop(name)) for name in SETS}
         archives = tuple(Archive(**a) for a in raw.pop("archive"))
         lock = Lock(archives=archives, sets=sets, **raw)
-    except (tomllib.TOMLDecodeError, KeyError, TypeError) as error:
+    except (tomllib.TOMLDecodeError, KeyError, TypeError, RecursionError) as error:
         raise CapsulekitError(f"{where}: not a lock: {error}", hint="make it again with capsulekit lock") from None
     for package in (p for packages in lock.sets.values() for p in packages):
         _check_package(package, where)
-    if not isinstance(lock.epoch, int) or not 0 <= lock.epoch < 1 << 33:
+    if type(lock.epoch) is not int or not 0 <= lock.epoch <= MAX_EPOCH:
         raise CapsulekitError(f"{where}: epoch must be seconds since 1970")
+    texts = [lock.distro, lock.release, lock.arch, *(t for a in archives for t in (a.suite, a.release))]
+    if not isinstance(lock.tools, dict) or not all(isinstance(t, str) for t in (*texts, *lock.tools.values())):
+        raise CapsulekitError(
+            f"{where}: not a lock: a text is something else", hint="make it again with capsulekit lock"
+        )
     return lock
 
 
@@ -98,9 +108,12 @@ def load(path: Path) -> Lock:
 
 
 def _check_package(package: Package, where: str) -> None:
-    texts = (package.name, package.version, package.arch, package.path)
-    plain = all(isinstance(t, str) and re.fullmatch(r"[A-Za-z0-9+.~:%_/-]+", t) for t in texts)
-    if not plain or not SHA256.fullmatch(str(package.sha256)) or not isinstance(package.size, int):
-        raise CapsulekitError(f"{where}: package {package.name!r} is malformed", hint="make it again with capsulekit lock")
+    fields = ((package.name, NAME), (package.arch, NAME), (package.version, VERSION), (package.path, PATH))
+    plain = all(isinstance(text, str) and rule.fullmatch(text) for text, rule in fields)
+    sized = type(package.size) is int and package.size > 0
+    if not plain or not sized or not SHA256.fullmatch(str(package.sha256)):
+        raise CapsulekitError(
+            f"{where}: package {package.name!r} is malformed", hint="make it again with capsulekit lock"
+        )
     if package.path.startswith("/") or ".." in package.path.split("/") or "/" in package.filename:
         raise CapsulekitError(f"{where}: package {package.name!r} has an unsafe path {package.path!r}")

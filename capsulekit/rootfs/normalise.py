@@ -16,12 +16,17 @@ from typing import IO
 
 from capsulekit.errors import CapsulekitError
 
-VERSION = 1
+VERSION = 2
+# Names and attributes are bytes; the caller's locale must not decide how they are read.
+ENCODING, ERRORS = "utf-8", "surrogateescape"
 
 
 @dataclass(frozen=True)
 class Row:
-    """``glob`` is anchored at the root (``*`` crosses ``/``); ``action``: remove, empty, fix; ``files_only`` spares links."""
+    """One rule. ``glob`` is anchored at the root and its ``*`` crosses ``/``; ``action`` is remove, empty or fix.
+
+    ``files_only`` spares links and folders.
+    """
 
     glob: str
     action: str
@@ -47,7 +52,12 @@ TABLE: tuple[Row, ...] = (
     Row("etc/ssl/private/ssl-cert-snakeoil.key", "remove", "a secret made at install"),
     Row("etc/ssl/certs/ssl-cert-snakeoil.pem", "remove", "made at install"),
     Row("etc/shadow", "fix", "the day of the last change is the day of the build", _last_change),
-    Row("etc/*-", "remove", "backups of passwd, group, shadow and gshadow"),
+    Row("etc/passwd-", "remove", "a backup of shadow's tools"),
+    Row("etc/shadow-", "remove", "a backup of shadow's tools"),
+    Row("etc/group-", "remove", "a backup of shadow's tools"),
+    Row("etc/gshadow-", "remove", "a backup of shadow's tools"),
+    Row("etc/subuid-", "remove", "a backup of shadow's tools"),
+    Row("etc/subgid-", "remove", "a backup of shadow's tools"),
     Row("etc/.pwd.lock", "empty", "a lock file"),
     Row("etc/dpkg/dpkg.cfg.d/99mmdebstrap", "remove", "a setting of the build, not of the node"),
     Row("etc/apt/apt.conf.d/99mmdebstrap", "remove", "a setting of the build, not of the node"),
@@ -58,7 +68,7 @@ TABLE: tuple[Row, ...] = (
     Row("var/lib/apt/lists/*", "remove", "the index of the build's own repository"),
     Row("var/lib/apt/extended_states", "remove", "which packages the build named is not which the admin chose"),
     Row("var/cache/apt/*.bin", "remove", "caches of the index"),
-    Row("var/cache/apt/archives/*.deb", "remove", "the packages themselves"),
+    Row("var/cache/apt/archives/*", "remove", "packages, and a folder owned by the builder's _apt; apt makes it again"),
     Row("var/cache/man/*", "remove", "an index with times in it; man-db makes it again"),
     Row("var/log/*", "empty", "written at install, with times", files_only=True),
     Row("var/lib/systemd/random-seed", "remove", "a seed shared by nodes is no seed"),
@@ -84,7 +94,7 @@ class Ledger:
     unpacked: int = 0
     acls: list[tuple[str, str, bytes]] = field(default_factory=list)
     merged_usr: bool = False
-    init: set[str] = field(default_factory=set)
+    has_init: bool = False
 
     def unmatched(self) -> list[str]:
         """Globs of rows that matched nothing."""
@@ -94,8 +104,8 @@ class Ledger:
 class Normaliser:
     """Rewrites one tar stream into another: owners and modes kept, times set, the table applied, ACLs listed."""
 
-    def __init__(self, epoch: int) -> None:
-        self.epoch = epoch
+    def __init__(self, epoch: int, init: str = "/sbin/init") -> None:
+        self.epoch, self._init = epoch, init.lstrip("/")
         self.ledger = Ledger()
         self._rows = [(re.compile(translate(row.glob)), row) for row in TABLE]
         self._gone: set[str] = set()
@@ -104,8 +114,10 @@ class Normaliser:
         """Read a tar from ``source``, write the normalised one to ``sink``; raises CapsulekitError."""
         try:
             with (
-                tarfile.open(fileobj=source, mode="r|", errorlevel=2) as tar,
-                tarfile.open(fileobj=sink, mode="w|", format=tarfile.PAX_FORMAT) as out,
+                tarfile.open(fileobj=source, mode="r|", errorlevel=2, encoding=ENCODING, errors=ERRORS) as tar,
+                tarfile.open(
+                    fileobj=sink, mode="w|", format=tarfile.PAX_FORMAT, encoding=ENCODING, errors=ERRORS
+                ) as out,
             ):
                 for member in tar:
                     data = tar.extractfile(member) if member.isreg() else None
@@ -124,8 +136,10 @@ class Normaliser:
             self._gone.add(path)
             return
         if member.islnk() and member.linkname.removeprefix("./") in self._gone:
-            raise CapsulekitError(f"/{path} is a hard link to a path the normaliser removes: {member.linkname}",
-                                  hint="name both in the normaliser's table, or unlink one in a [scripts] rootfs script")  # fmt: skip
+            raise CapsulekitError(
+                f"/{path} is a hard link to a path the normaliser removes: {member.linkname}",
+                hint="name both in the normaliser's table, or unlink one in a [scripts] rootfs script",
+            )
         if row is not None and data is not None:
             content = b"" if row.action == "empty" else row.fix(data.read(), self.epoch) if row.fix else data.read()
             member.size, data = len(content), io.BytesIO(content)
@@ -145,16 +159,17 @@ class Normaliser:
     def _look(self, path: str, member: tarfile.TarInfo) -> None:
         if path == "lib" and member.issym():
             self.ledger.merged_usr = True
-        if path in ("sbin/init", "usr/sbin/init", "init", "usr/lib/systemd/systemd"):
-            self.ledger.init.add(path)
+        if path in (self._init, f"usr/{self._init}"):
+            self.ledger.has_init = True
 
     def _write(self, path: str, member: tarfile.TarInfo, data: IO[bytes] | None, out: tarfile.TarFile) -> None:
         kept = {}
         for key, value in member.pax_headers.items():
             if key in ACL_KINDS:
                 self.ledger.acls.append((path, ACL_KINDS[key], value.encode("utf-8", "surrogateescape")))
-            elif key.startswith("SCHILY.acl."):
-                continue  # GNU tar's spelling of the same, kept beside the attribute
+            elif key.startswith("SCHILY.acl.") and value:
+                if f"SCHILY.xattr.system.posix_acl_{key.rpartition('.')[2]}" not in member.pax_headers:
+                    raise CapsulekitError(f"/{path}: the tar holds its ACL as text only, and it would be lost")
             elif key.startswith("SCHILY.xattr.") and not key.startswith("SCHILY.xattr.trusted."):
                 kept[key] = value
         member.pax_headers = kept

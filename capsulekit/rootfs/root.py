@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import struct
-import tarfile
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +28,7 @@ ACL = "rootfs.acl"
 
 @dataclass(frozen=True)
 class RootFacts:
-    """What the later steps need to know of the root: bytes unpacked, merged /usr, normaliser rows that never matched."""
+    """What later steps need to know of the root: bytes unpacked, merged /usr, normaliser rows that never matched."""
 
     unpacked: int
     paths: int
@@ -53,21 +51,26 @@ def facts(step: Step) -> RootFacts:
 def _inputs(recipe: Recipe, lock: Lock) -> dict[str, Any]:
     return {
         "packages": [p.sha256 for p in lock.sets["rootfs"]],
-        "base": recipe.base, "epoch": lock.epoch, "tools": lock.tools, "arch": lock.arch, "level": recipe.level,
+        "init": recipe.init,
+        "base": recipe.base,
+        "epoch": lock.epoch,
+        "tools": lock.tools,
+        "arch": lock.arch,
+        "level": recipe.level,
         "files": [[f.path, f.mode, sha256_bytes(f.data)] for f in recipe.files],
         "scripts": [[s.name, sha256_bytes(s.data)] for s in recipe.scripts],
-        "units": [recipe.enable, recipe.disable, recipe.mask], "normaliser": VERSION,
+        "units": [recipe.enable, recipe.disable, recipe.mask],
+        "normaliser": VERSION,
         "code": code_identity("capsulekit.rootfs", "capsulekit.apt", "capsulekit.image"),
-    }  # fmt: skip
+    }
 
 
 def _make(recipe: Recipe, lock: Lock, distro: Distro, cache: Cache, out: Path) -> None:
-    with cache.scratch() as scratch:
-        work = Path(scratch)
+    with cache.scratch() as work:
         # mmdebstrap's helpers drop privileges; the folder itself must be reachable for them, its content is public.
         work.chmod(0o755)
-        _prepare(recipe, lock.epoch, work)
-        normaliser = Normaliser(lock.epoch)
+        _prepare(recipe, work)
+        normaliser = Normaliser(lock.epoch, recipe.init)
         with (
             _streamed(lambda pipe: distro.bootstrap(lock, recipe.base, work, pipe)) as tar,
             layer_from_tar(out / LAYER, lock.epoch, recipe.level) as layer,
@@ -75,14 +78,24 @@ def _make(recipe: Recipe, lock: Lock, distro: Distro, cache: Cache, out: Path) -
             ledger = normaliser.stream(tar, layer)
     if ledger.paths == 0:
         raise CapsulekitError("the root file system came out empty")
+    if not ledger.has_init:
+        raise CapsulekitError(
+            f"the root has no {recipe.init}, which [capsule] init names as its first program",
+            hint="install one, such as systemd-sysv, or name the right one",
+        )
     _note(ledger, out)
 
 
 def _note(ledger: Ledger, out: Path) -> None:
     if ledger.acls:
         (out / ACL).write_bytes(acl_text(ledger.acls))
-    noted = {"unpacked": ledger.unpacked, "paths": ledger.paths, "merged_usr": ledger.merged_usr,
-             "acls": len(ledger.acls), "unmatched": ledger.unmatched()}  # fmt: skip
+    noted = {
+        "unpacked": ledger.unpacked,
+        "paths": ledger.paths,
+        "merged_usr": ledger.merged_usr,
+        "acls": len(ledger.acls),
+        "unmatched": ledger.unmatched(),
+    }
     (out / "facts.json").write_text(json.dumps(noted))
 
 
@@ -93,7 +106,7 @@ def acl_text(acls: list[tuple[str, str, bytes]]) -> bytes:
     """
     lines = []
     for path, kind, value in acls:
-        name = quote_from_bytes(os.fsencode(path))
+        name = quote_from_bytes(path.encode("utf-8", "surrogateescape"))
         lines.append(f"{name}\t{kind}\t{_acl_entries(path, value)}\n")
     return "".join(sorted(lines)).encode()
 
@@ -102,7 +115,7 @@ ACL_TAGS = {1: "u:", 2: "u", 4: "g:", 8: "g", 16: "m:", 32: "o:"}
 
 
 def _acl_entries(path: str, value: bytes) -> str:
-    """setfacl's short spelling of one attribute: version 2, then (tag, bits, id), as the kernel's posix_acl_xattr.h has it."""
+    """setfacl's short spelling of one attribute: version 2, then (tag, bits, id) (linux/posix_acl_xattr.h)."""
     if len(value) < 4 or (len(value) - 4) % 8 or struct.unpack_from("<I", value)[0] != 2:
         raise CapsulekitError(f"/{path} has an ACL of an unknown form")
     entries = []
@@ -114,27 +127,20 @@ def _acl_entries(path: str, value: bytes) -> str:
     return ",".join(entries)
 
 
-def _prepare(recipe: Recipe, epoch: int, work: Path) -> None:
-    """Lay out what customize.sh reads: files.tar, scripts/, units."""
-    with tarfile.open(work / "files.tar", "w", format=tarfile.PAX_FORMAT) as tar:
-        for folder in _parents([f.path for f in recipe.files]):
-            info = tarfile.TarInfo("." + folder)
-            info.type, info.mode, info.mtime = tarfile.DIRTYPE, 0o755, epoch
-            tar.addfile(info)
-        for file in recipe.files:
-            info = tarfile.TarInfo("." + file.path)
-            info.size, info.mode, info.mtime = len(file.data), file.mode, epoch
-            tar.addfile(info, io.BytesIO(file.data))
+def _prepare(recipe: Recipe, work: Path) -> None:
+    """Lay out what customize.sh reads: files and content/, scripts/, units."""
+    content = work / "content"
+    content.mkdir()
+    for number, file in enumerate(recipe.files):
+        (content / str(number)).write_bytes(file.data)
+    lines = [f"{number} {file.mode:04o} {file.path}\n" for number, file in enumerate(recipe.files)]
+    (work / "files").write_text("".join(lines), encoding="utf-8")
     scripts = work / "scripts"
     scripts.mkdir()
     for number, script in enumerate(recipe.scripts):
-        (scripts / f"{number:02}-{script.name}").write_bytes(script.data)
+        (scripts / f"{number:04}-{script.name}").write_bytes(script.data)
     verbs = (("enable", recipe.enable), ("disable", recipe.disable), ("mask", recipe.mask))
     (work / "units").write_text("".join(f"{verb} {unit}\n" for verb, units in verbs for unit in units))
-
-
-def _parents(paths: list[str]) -> list[str]:
-    return sorted({str(parent) for path in paths for parent in Path(path).parents if str(parent) != "/"})
 
 
 @contextmanager
@@ -153,9 +159,9 @@ def _streamed(produce: Any) -> Iterator[IO[bytes]]:
             while source.read(1 << 20):  # tar pads its end: let the writer finish
                 pass
         except BaseException:
-            source.close()  # the producer must not wait for a reader that has gone
-            error = job.exception()
-            if isinstance(error, CapsulekitError) and "signal" not in error.message and "-13" not in error.message:
-                raise error from None
-            raise
+            # A stream that broke off means that the producer has just failed; else it fails because we stop reading.
+            ended_first = bool(wait([job], timeout=1).done)
+            source.close()
+            if not isinstance(job.exception(), CapsulekitError) or not ended_first:
+                raise
         job.result()

@@ -149,7 +149,11 @@ class Dnsmasq:
             self.log("dnsmasq-died", status=status, reason=self._last_words(), restart_in=pause)
             await asyncio.sleep(pause)
             in_a_row, born = in_a_row + 1, time.monotonic()
-            await self._spawn()
+            try:
+                await self._spawn()
+            except (CapsulekitError, OSError) as error:
+                self.log("error", message=f"dnsmasq can't be restarted: {error}")
+                continue
             self.restarts += 1
             self.log("dnsmasq-restarted", pid=self.pid, restarts=self.restarts)
 

@@ -109,12 +109,12 @@ def _script_line(script: Script) -> str:
 def _line(word: str, *values: str | int) -> str:
     texts = [str(value) for value in values]
     for text in texts:
-        if not text or any(c.isspace() or not c.isprintable() for c in text):
+        if not text or not text.isascii() or any(c.isspace() or not c.isprintable() for c in text):
             raise CapsulekitError(f"{word} can't be {text!r} in a boot plan: it must be one word")
     return " ".join([word, *texts])
 
 
 def _rest(word: str, value: str) -> str:
-    if any(not c.isprintable() for c in value):
-        raise CapsulekitError(f"{word} can't be {value!r} in a boot plan: it must be one line")
+    if not (value.isascii() and value.isprintable()):
+        raise CapsulekitError(f"{word} can't be {value!r} in a boot plan: it must be one line of plain ASCII text")
     return f"{word} {value}".rstrip()

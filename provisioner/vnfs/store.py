@@ -195,8 +195,9 @@ class VnfsStore:
 
     def _sweep(self) -> None:
         """Unfinished files of imports that were killed; we hold the lock, so nobody is writing them."""
-        for stale in (self.paths.state / "blobs").glob("??/.*.part"):
-            stale.unlink(missing_ok=True)
+        for top in ("blobs", "vnfs"):
+            for stale in (self.paths.state / top).glob("*/.*.part"):
+                stale.unlink(missing_ok=True)
 
 
 def private_members(told: Manifest) -> frozenset[str]:

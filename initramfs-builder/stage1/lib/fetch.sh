@@ -1,7 +1,7 @@
 # shellcheck shell=sh
 # Fetching: sums and signature first, then every file hashed against its signed line. Cuts are resumed by range;
 # a wrong digest is fetched once more, from another master where there is one.
-# needs: base64 cat curl cut dd grep head mkdir minisign mv od sed sha256sum sleep tail tr truncate
+# needs: base64 cat curl cut dd grep head minisign mkdir mv od sed sha256sum sleep tail tr truncate
 
 CAPSULE=${CK_CAPSULE:-/run/capsule}
 

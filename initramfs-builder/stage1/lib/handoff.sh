@@ -27,7 +27,10 @@ debug_pause() {
 }
 
 hand_off() { # does not return when all goes well
-    [ ! -s "$SESSION" ] || tell_state handoff
+    if [ -s "$SESSION" ]; then
+        send_queue || :
+        tell_state handoff
+    fi
     debug_pause
     say "handing over to $(plan_value vnfs)"
     dhcp_stop

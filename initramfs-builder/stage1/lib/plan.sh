@@ -22,7 +22,7 @@ plan_check() { # FILE MAC: fails with the reason unless the plan is whole, well 
 
 plan_is_text() { # FILE: printable ASCII, the last line ended (a cut line would otherwise be dropped in silence)
     [ -s "$1" ] || fail "plan: empty"
-    [ "$(tr -d '[:print:]\n' <"$1" | wc -c)" -eq 0 ] || fail "plan: holds bytes that are not plain text"
+    [ "$(tr -d '\040-\176\n' <"$1" | wc -c)" -eq 0 ] || fail "plan: holds bytes that are not plain text"
     [ -z "$(tail -c 1 "$1")" ] || fail "plan: cut short: its last line has no end"
 }
 

@@ -106,7 +106,7 @@ upper() { printf '%s' "$1" | tr 'a-f' 'A-F'; }
 file_size() { stat -c %s "$1"; }
 
 printable() { # TEXT: fit for a console and a form field, at most 300 bytes
-    printf '%s' "$*" | tr -c '[:print:]' ' ' | cut -c1-300
+    printf '%s' "$*" | tr -c '\040-\176' ' ' | cut -c1-300
 }
 
 clock_at_least() { # EPOCH: lift the clock; certificates and logs need it roughly right, batteries die

@@ -67,8 +67,11 @@ queue() { # STEP STATUS SECONDS DETAIL: remember a report; sent with the next on
 
 progress() { # STEP STATUS SECONDS DETAIL: queue it and send all that waits; a dead master never stops a boot here
     queue "$@"
-    [ -s "$SESSION" ] && [ -s "$RUN/master" ] || return 0
+    if [ ! -s "$SESSION" ] || [ ! -s "$RUN/master" ]; then return 0; fi
+    # A TLS handshake costs more than a short step: starts wait up to 3 s for company, failures never.
+    if [ "$2" = start ] && [ $(($(centiseconds) - SENT)) -lt 300 ]; then return 0; fi
     send_queue || :
+    SENT=$(centiseconds)
 }
 
 send_queue() { # one connection for all reports that wait
