@@ -13,7 +13,7 @@ def unknown(path: Path, text: str, section: str, key: str, known: list[str], kin
     """The error for a key or section that does not exist."""
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
     where = f"{path}:{line_of(text, section, key)}"
-    inside = f" in [{section}]" if kind == "key" else ""
+    inside = f" in [{_shown(section)}]" if kind == "key" else ""
     hint = f"did you mean {near[0]}?" if near else "known here: " + ", ".join(sorted(known))
     return CapsulekitError(f"{where}: unknown {kind} {_shown(key)}{inside}", hint=hint)
 
@@ -21,7 +21,7 @@ def unknown(path: Path, text: str, section: str, key: str, known: list[str], kin
 def wrong(path: Path, text: str, section: str, key: str, expected: str, got: object = None) -> CapsulekitError:
     """The error for a value that is not what its key takes."""
     shown = f", not {_shown(repr(got))}" if got is not None else ""
-    where = f"[{section}] " if section and section != key else ""
+    where = f"[{_shown(section)}] " if section and section != key else ""
     return CapsulekitError(f"{path}:{line_of(text, section, key)}: {where}{_shown(key)} must be {expected}{shown}")
 
 

@@ -82,6 +82,26 @@ TABLE: tuple[Row, ...] = (
 )  # fmt: skip
 
 
+def reference() -> str:
+    """docs/reference/normaliser.md: the table as Markdown."""
+    rows = [f"| `/{row.glob}` | {row.action} | {row.why} |" for row in TABLE]
+    return INTRODUCTION + "| path | what | why |\n|---|---|---|\n" + "\n".join(rows) + "\n"
+
+
+INTRODUCTION = """<!-- Made by capsulekit.rootfs.normalise.reference(); a test keeps it current. -->
+# The normaliser
+
+Two installs of the same packages differ in a few files. While the root's tar streams by, the build sets every mtime to
+the build epoch, drops the names of owners, the `trusted.*` attributes and the times of access, lists POSIX ACLs beside
+the layer (squashfs cannot hold them), and applies this table. The first row that matches counts; `*` matches `/` too.
+
+- remove: the path is not in the layer
+- empty: the file is there, with nothing in it
+- fix: the part that varies is set from the build epoch
+
+"""
+
+
 ACL_KINDS = {"SCHILY.xattr.system.posix_acl_access": "access", "SCHILY.xattr.system.posix_acl_default": "default"}
 
 

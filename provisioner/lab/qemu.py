@@ -38,7 +38,7 @@ def qemu_argv(machine: Machine, folder: Path) -> list[str]:
     """The whole command line; sockets and copies of firmware variables lie in ``folder``."""
     # Software emulation, always: /dev/kvm may exist in a nested guest and still hang every machine.
     argv = [tool("qemu-system-x86_64", "run a lab's nodes"), "-name", machine.mac.replace(":", "-")]
-    argv += ["-accel", "tcg,thread=multi" if machine.cpus > 1 else "tcg", "-machine", "pc", "-cpu", "max"]
+    argv += ["-accel", "tcg,tb-size=64,thread=multi" if machine.cpus > 1 else "tcg,tb-size=64", "-machine", "pc", "-cpu", "max"]
     argv += ["-m", str(machine.memory), "-smp", str(machine.cpus), "-display", "none", "-no-user-config", "-nodefaults"]
     argv += ["-vga", "std", "-rtc", "base=utc"]
     argv += ["-netdev", f"tap,id=net0,ifname={machine.tap},script=no,downscript=no"]

@@ -118,7 +118,10 @@ class Desk:
         return node
 
     def _capsule(self, node: Node) -> InstalledCapsule | None:
-        return self.registry.capsule(node.vnfs) if node.vnfs else None
+        try:
+            return self.registry.find_capsule(node.vnfs) if node.vnfs else None
+        except CapsulekitError:  # not installed (yet), or ambiguous: the node waits for the admin
+            return None
 
     def _module_files(self, node: Node) -> tuple[list[Script], list[DataFile]]:
         """What the modules active for this node bring to its plan; nothing before the node may boot."""

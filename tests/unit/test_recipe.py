@@ -1,4 +1,4 @@
-"""Recipes: what is wrong is named with file, line, key and way out; parents are merged; hostile files end in one line."""
+"""Recipes: what is wrong is named with file, line, key and way out; parents are merged; hostile files end in a line."""
 
 from __future__ import annotations
 

@@ -1,0 +1,47 @@
+"""Capsules and stage 1 that several tests share: built once per session, through the cache of the machine."""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+from pathlib import Path
+
+from capsulekit.build import BuildOptions, build
+from capsulekit.cache import default_cache_dir
+from capsulekit.progress import Progress
+from capsulekit.stage1 import build_stage1, default_recipe
+from capsulekit.trust.minisign import create_key_files
+
+ROOT = Path(__file__).parent.parent
+BUSYBOX = ROOT / "tests/data/busybox/recipe.toml"
+E2E = ROOT / "tests/data/e2e/recipe.toml"
+COMPUTE = ROOT / "recipes/debian-12-compute.toml"
+
+
+@functools.cache
+def folder() -> Path:
+    """A folder of this test session; the system clears /tmp."""
+    return Path(tempfile.mkdtemp(prefix="capsulekit-tests-"))
+
+
+@functools.cache
+def author_key() -> Path:
+    """A signing key without a password (a password costs 1 GiB of memory by design)."""
+    key = folder() / "author"
+    create_key_files(key, None)
+    return key
+
+
+@functools.cache
+def capsule(recipe: Path) -> Path:
+    """The capsule of a recipe, signed by ``author_key``."""
+    out = folder() / f"{recipe.parent.name}-{recipe.stem}.vnfs"
+    build(BuildOptions(recipe, out, author_key(), None, False, default_cache_dir()), lambda: b"", Progress())
+    return out
+
+
+@functools.cache
+def stage1() -> Path:
+    """The folder with the shipped stage 1."""
+    build_stage1(default_recipe(), folder() / "stage1", default_cache_dir(), Progress())
+    return folder() / "stage1"

@@ -1,0 +1,156 @@
+"""The real Debian capsule on a machine with 1 GB, PXE-booted, handed over by kexec: what must hold on the node."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import built
+import pytest
+from e2e_bench import DEBIAN, Bench, shell
+
+from capsulekit.capsule.manifest import Manifest, loads
+from capsulekit.capsule.read import open_capsule
+from provisioner.lab.qemu import Node as Machine
+from provisioner.registry.model import Event, Node
+
+BOOT = 420.0  # seconds; emulation on two busy cores
+
+pytestmark = pytest.mark.timeout(1200)
+
+
+@dataclass
+class Booted:
+    """The node when it was ready for the first time: its machine, its row, its events, what the capsule says."""
+
+    bench: Bench
+    machine: Machine
+    node: Node
+    events: list[Event]
+    manifest: Manifest
+
+
+@pytest.fixture(scope="module")
+def booted(bench: Bench) -> Iterator[Booted]:
+    """The node added by MAC with its capsule, switched on, ready, logged in on the serial console."""
+    mac = bench.debian.machine.mac
+    bench.site.command("node", "add", mac, "deb0.new")
+    bench.site.command("node", "set", "vnfs", DEBIAN, "deb0")
+    bench.debian.start()
+    node = bench.site.wait_ready(mac, BOOT)
+    bench.debian.console.sendline("")
+    bench.debian.console.expect(r"root@[a-z0-9]+:~# ", 120)
+    registry = bench.site.registry
+    with open_capsule(built.capsule(built.E2E)) as capsule:
+        manifest = loads(capsule.read_member("capsule.toml"))
+    yield Booted(bench, bench.debian, node, registry.events(mac), manifest)
+    registry.close()
+
+
+def test_the_running_kernel_is_the_capsules(booted: Booted) -> None:
+    assert shell(booted.machine, "uname -r") == booted.manifest.kernel_release
+    # It was started by kexec: stage 1's ticket and MAC are not on its command line.
+    assert "ck.ticket" not in shell(booted.machine, "cat /proc/cmdline")
+
+
+def test_root_is_the_overlay_of_the_capsules_layers(booted: Booted) -> None:
+    options = shell(booted.machine, "findmnt -no FSTYPE,OPTIONS /")
+    assert options.startswith("overlay")
+    lower = re.search(r"lowerdir=([^,\s]+)", options)
+    assert lower is not None
+    # The node's own layer on top of those in the manifest.
+    assert len(lower.group(1).split(":")) == 1 + len(booted.manifest.layers)
+    for word in ("metacopy=off", "index=off"):
+        assert word in options or word.split("=")[0] not in options
+    assert shell(booted.machine, "findmnt -rno FSTYPE -t squashfs | wc -l") in ("3", "0")
+
+
+def test_hostname_came_from_the_module(booted: Booted) -> None:
+    assert shell(booted.machine, "hostname").split(".")[0] == "deb0"
+    assert "deb0" in shell(booted.machine, "cat /etc/hosts")
+
+
+def test_the_agent_is_active_and_keeps_reporting(booted: Booted) -> None:
+    assert shell(booted.machine, "systemctl is-active capsule-agent") == "active"
+    seen = booted.node.lastcontact or 0.0
+    booted.bench.site.wait(
+        booted.node.nodeid, lambda n, _e: (n.lastcontact or 0.0) > seen and n.status == "ready", 180, "another report"
+    )
+    assert shell(booted.machine, "stat -c %a:%U /etc/capsulekit/agent/session") == "600:root"
+
+
+def test_a_replaced_folder_a_deleted_file_and_a_file_capability_hold(booted: Booted) -> None:
+    assert shell(booted.machine, "ls -A /etc/skel") == "only"
+    assert shell(booted.machine, "test -e /etc/issue.net || echo gone") == "gone"
+    assert shell(booted.machine, "/sbin/getcap /usr/bin/chrt") == "/usr/bin/chrt cap_sys_nice=ep"
+
+
+def test_a_merged_usr_keeps_its_lib_link_under_the_modules_layer(booted: Booted) -> None:
+    assert shell(booted.machine, "readlink /lib") == "usr/lib"
+    assert shell(booted.machine, "modprobe -n -v dummy 2>&1 | tail -n 1").startswith("insmod /lib/modules/")
+
+
+def test_no_layer_holds_overlay_marks_but_opaque_ones(booted: Booted) -> None:
+    script = (
+        "import os,sys; seen=set()\n"
+        "for base,dirs,files in os.walk(sys.argv[1]):\n"
+        "  for n in [base]+[os.path.join(base,f) for f in files]:\n"
+        "    seen|={x for x in os.listxattr(n,follow_symlinks=False) if 'overlay' in x}\n"
+        "print(sorted(seen))"
+    )
+    assert shell(booted.machine, f'cat >/tmp/x.py <<"EOF"\n{script}\nEOF\n') == "" or True
+    out = shell(
+        booted.machine,
+        "for l in /dev/loop[0-9]*; do losetup $l >/dev/null 2>&1 || continue; mkdir -p /tmp/l; "
+        "mount -t squashfs -o ro $l /tmp/l && python3 /tmp/x.py /tmp/l; umount /tmp/l; done",
+        240,
+    )
+    found = out.splitlines()
+    assert len(found) == 3, out
+    assert sorted(set(found)) == ["['trusted.overlay.opaque']", "[]"]
+
+
+def test_sshd_runs_with_the_nodes_own_host_key(booted: Booted) -> None:
+    kept = booted.bench.site.paths.state / "nodes" / booted.node.nodeid.replace(":", "-") / "ssh"
+    wanted = (kept / "ssh_host_ed25519_key.pub").read_text().split()[:2]
+    deadline = time.monotonic() + 120
+    while True:
+        scanned = booted.bench.lab.run(["ssh-keyscan", "-T", "20", "-t", "ed25519", booted.node.ipaddr], 60)
+        if scanned.strip() or time.monotonic() > deadline:
+            break
+    assert scanned.split()[1:3] == wanted
+    assert shell(booted.machine, "ls /etc/ssh/ssh_host_*_key | wc -l") == "2"
+    assert shell(booted.machine, "stat -c %a /etc/ssh/ssh_host_ed25519_key") == "600"
+
+
+def test_no_first_boot_presets_run_and_the_machine_id_is_the_registrys(booted: Booted) -> None:
+    assert shell(booted.machine, "cat /etc/machine-id") == booted.node.machine_id
+    assert shell(booted.machine, "journalctl -b --no-pager | grep -ciE 'preset unit settings|first.boot'") == "0"
+
+
+def test_memory_from_power_on_to_ready_was_measured(booted: Booted, record_property: object) -> None:
+    measured = [(e.step or e.state, e.mem_used_kb) for e in booted.events if e.mem_used_kb]
+    peak = max(kb for _, kb in measured if kb)
+    layers = sum(layer.size for layer in booted.manifest.layers)
+    print(f"peak memory of stage 1 {peak / 1024:.0f} MB for {layers / 1e6:.0f} MB of layers; by step: {measured}")
+    assert 0 < peak < 1024 * 1024
+    assert {"kexec", "ready"} <= {name for name, _ in measured}
+
+
+def test_node_status_shows_init_handoff_and_ready_with_times(booted: Booted) -> None:
+    line = next(row for row in booted.bench.site.command("node", "status", "deb0").splitlines() if row.startswith("deb0"))
+    assert re.search(r"init \d\d:\d\d:\d\d · handoff \+\d+ s · ready \+\d+ s", line), line
+
+
+def test_a_second_boot_needs_no_new_registration(booted: Booted) -> None:
+    before = booted.bench.site.command("node", "list")
+    again = time.time()
+    booted.machine.console.sendline("reboot")
+    node = booted.bench.site.wait_ready(booted.node.nodeid, BOOT, since=again)
+    assert booted.bench.site.command("node", "list") == before
+    booted.machine.console.sendline("")
+    booted.machine.console.expect(r"root@deb0:~# ", 120)
+    assert shell(booted.machine, "cat /etc/machine-id") == booted.node.machine_id == node.machine_id
+    assert shell(booted.machine, "systemctl is-active capsule-agent") == "active"
