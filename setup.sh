@@ -57,7 +57,7 @@ stamp=$(cat requirements.lock pyproject.toml setup.sh | sha256sum | cut -d' ' -f
 if [ "$(cat .venv/.stamp 2>/dev/null)" != "$stamp" ]; then
     echo "Making .venv"
     "$python" -m venv --clear .venv
-    .venv/bin/pip install --quiet --disable-pip-version-check --no-input --require-hashes -r requirements.lock
-    .venv/bin/pip install --quiet --disable-pip-version-check --no-input --no-deps --no-build-isolation --editable .
+    .venv/bin/pip install -qq --disable-pip-version-check --no-input --require-hashes -r requirements.lock
+    .venv/bin/pip install -qq --disable-pip-version-check --no-input --no-deps --no-build-isolation --editable .
     echo "$stamp" >.venv/.stamp
 fi

@@ -52,9 +52,18 @@ def unpack_kernel(packages: Sequence[Package], distro: Distro, folder: Path) -> 
                 (folder / "lib").rmdir()
                 (folder / "lib").symlink_to("usr/lib")
                 modules = folder / "usr/lib/modules" / release
-            run(["depmod", "-b", folder, release], purpose="index kernel modules")
+            _depmod(folder, release)
             return KernelTree(folder, release, modules, images[0])
     raise CapsulekitError(f"the kernel {release} brings no modules")
+
+
+def depmod_version() -> str:
+    """What depmod says of its version."""
+    return run(["depmod", "--version"], purpose="index kernel modules")
+
+
+def _depmod(root: Path, release: str) -> None:
+    run(["depmod", "-b", root, release], purpose="index kernel modules")
 
 
 def modules_step(recipe: Recipe, lock: Lock, distro: Distro, cache: Cache, merged: bool) -> Step:
@@ -92,7 +101,7 @@ def _keep_only(tree: KernelTree, names: Sequence[str]) -> None:
     for path in tree.modules.rglob("*.ko*"):
         if path not in kept:
             path.unlink()
-    run(["depmod", "-b", tree.root, tree.release], purpose="index kernel modules")
+    _depmod(tree.root, tree.release)
 
 
 def tar_tree(folder: Path, prefix: str, epoch: int, sink: IO[bytes]) -> int:

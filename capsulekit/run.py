@@ -97,6 +97,11 @@ def run(
     return out.decode("utf-8", "replace")
 
 
+def tied(signal: str, purpose: str) -> list[str]:
+    """The words to put before a full command line so that the kernel sends it ``signal`` when we die, however we do."""
+    return [tool("setpriv", purpose), "--pdeathsig", signal]
+
+
 _apart: set[subprocess.Popen[bytes]] = set()
 _apart_lock = threading.Lock()
 
@@ -115,9 +120,8 @@ def run_apart(
     It gets a process group of its own, because mmdebstrap sends its whole group a HUP when its tar breaks off, and a
     process-id namespace that ends with it: when this process ends, however it does, nothing of it goes on.
     """
-    guard = [tool("setpriv", purpose), "--pdeathsig", "KILL"]
-    guard += [tool("unshare", purpose), "--pid", "--fork", "--kill-child"]
-    args = [*guard, tool(str(argv[0]), purpose), *(str(a) for a in argv[1:])]
+    apart = [tool("unshare", purpose), "--pid", "--fork", "--kill-child"]
+    args = [*tied("KILL", purpose), *apart, tool(str(argv[0]), purpose), *(str(a) for a in argv[1:])]
     with subprocess.Popen(
         args, cwd=cwd, env=env, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, umask=0o022, process_group=0
     ) as child:

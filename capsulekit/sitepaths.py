@@ -23,6 +23,7 @@ class SitePaths:
 def site_paths(config: Path | None = None, state: Path | None = None) -> SitePaths:
     """Flags win over CAPSULEKIT_CONFIG_DIR and CAPSULEKIT_STATE_DIR, which win over the system folders."""
     return SitePaths(
-        config or Path(os.environ.get("CAPSULEKIT_CONFIG_DIR", "/etc/capsulekit")),
-        state or Path(os.environ.get("CAPSULEKIT_STATE_DIR", "/var/lib/capsulekit")),
+        # Absolute, because children such as dnsmasq run in another folder.
+        (config or Path(os.environ.get("CAPSULEKIT_CONFIG_DIR", "/etc/capsulekit"))).absolute(),
+        (state or Path(os.environ.get("CAPSULEKIT_STATE_DIR", "/var/lib/capsulekit"))).absolute(),
     )

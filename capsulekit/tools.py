@@ -8,19 +8,20 @@ from functools import cache
 import zstandard
 
 from capsulekit.errors import CapsulekitError
-from capsulekit.run import run
 
 
 @cache
 def tool_versions() -> dict[str, str]:
     """Name → version of everything whose version can change a capsule's bytes."""
+    from capsulekit import kernel
     from capsulekit.apt import deb, mmdebstrap
+    from capsulekit.image import squashfs
 
     return {
         "mmdebstrap": mmdebstrap.version(),
         "dpkg": deb.dpkg_version(),
-        "squashfs-tools": _first_number(run(["mksquashfs", "-version"], purpose="write layers")),
-        "kmod": _first_number(run(["depmod", "--version"], purpose="index kernel modules")),
+        "squashfs-tools": _first_number(squashfs.version()),
+        "kmod": _first_number(kernel.depmod_version()),
         "libzstd": ".".join(map(str, zstandard.ZSTD_VERSION)),
     }
 

@@ -16,10 +16,12 @@ if [ -d "$root/etc/apt/sources.list.d" ] && [ -x "$root/usr/bin/apt-get" ]; then
 fi
 
 # Links on the way to a file are followed inside the new root: /sbin may be a link to usr/sbin, /var/run one to /run.
+# The name itself is replaced, link or not.
 while read -r number mode path; do
-    real=$root$(dpkg-realpath --root "$root" "$path")
-    mkdir -p "${real%/*}"
-    install -m "$mode" "$work/content/$number" "$real"
+    folder=${path%/*}
+    folder=$root$(dpkg-realpath --root "$root" "${folder:-/}")
+    mkdir -p "$folder"
+    install -T -m "$mode" "$work/content/$number" "$folder/${path##*/}"
 done <"$work/files"
 
 # Every file of a layer has the build's time. With these two, systemd sees that /etc and /var are as new as /usr and

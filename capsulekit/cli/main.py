@@ -172,6 +172,12 @@ def main(argv: Sequence[str], only: tuple[str, ...] | None = None) -> int:
             raise
         click.echo(f"ERROR: {error.strerror or error}: {error.filename or ''}".rstrip(": "), err=True)
         return 1
+    except Exception as bug:
+        if debug:
+            raise
+        click.echo(f"ERROR: this is a bug: {type(bug).__name__}: {' '.join(str(bug).split())}", err=True)
+        click.echo("       please report it with what the same command prints with --debug", err=True)
+        return 1
 
 
 def entry() -> None:

@@ -9,9 +9,14 @@ from pathlib import Path
 from typing import IO
 
 from capsulekit.errors import CapsulekitError
-from capsulekit.run import failed, tool
+from capsulekit.run import failed, run, tool
 
 BLOCK = 1 << 20
+
+
+def version() -> str:
+    """What mksquashfs says of its version."""
+    return run(["mksquashfs", "-version"], purpose="write a layer")
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""`make demo`: the whole road for real: a capsule built, a master in a network of its own, nodes PXE-booted to ready."""
+"""`make demo`: the whole road for real: a capsule built, a master in its own network, nodes PXE-booted to ready."""
 
 from __future__ import annotations
 

@@ -22,6 +22,7 @@ class LabSite:
     """A site below ``folder``; ``echo`` is given every command before it runs."""
 
     def __init__(self, folder: Path, echo: Callable[[str], None] = lambda _line: None) -> None:
+        folder = folder.absolute()
         self.paths = SitePaths(folder / "etc", folder / "var")
         self._echo = echo
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from capsulekit.errors import CapsulekitError
 from capsulekit.files import atomic_write
-from capsulekit.run import CommandFailed, run, tool
+from capsulekit.run import CommandFailed, run, tied, tool
 from provisioner.netboot.templates import render
 from provisioner.siteconf import SiteConfig
 
@@ -118,8 +118,8 @@ class Dnsmasq:
         await self._end()
 
     async def _spawn(self) -> None:
-        # Not by run(): that waits for the end. setpriv has the kernel end it when we die without a chance to.
-        argv = [tool("setpriv", PURPOSE), "--pdeathsig", "TERM", tool("dnsmasq", PURPOSE), f"--conf-file={self.conf}"]
+        # Not by run(): that waits for the end. tied() has the kernel end it when we die without a chance to.
+        argv = [*tied("TERM", PURPOSE), tool("dnsmasq", PURPOSE), f"--conf-file={self.conf}"]
         argv.append(f"--host-record={self._mark},{self.address}")
         self._process = await asyncio.create_subprocess_exec(
             *argv,

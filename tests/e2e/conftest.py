@@ -14,6 +14,7 @@ from e2e_bench import SMALL, Bench
 from provisioner.lab.lab import Lab
 from provisioner.lab.site import LabSite
 
+
 @pytest.fixture(scope="session")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     """A master that serves both test capsules; machines are made here and started by the tests."""

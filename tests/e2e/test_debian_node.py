@@ -140,7 +140,9 @@ def test_memory_from_power_on_to_ready_was_measured(booted: Booted, record_prope
 
 
 def test_node_status_shows_init_handoff_and_ready_with_times(booted: Booted) -> None:
-    line = next(row for row in booted.bench.site.command("node", "status", "deb0").splitlines() if row.startswith("deb0"))
+    line = next(
+        row for row in booted.bench.site.command("node", "status", "deb0").splitlines() if row.startswith("deb0")
+    )
     assert re.search(r"init \d\d:\d\d:\d\d · handoff \+\d+ s · ready \+\d+ s", line), line
 
 

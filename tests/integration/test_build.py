@@ -1,0 +1,437 @@
+"""Building for real: the archive, mmdebstrap and squashfs; what comes out, and what is left when it goes wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import built
+import perturbed
+import pytest
+
+from capsulekit.cache import default_cache_dir
+from capsulekit.capsule.read import open_capsule
+
+pytestmark = [
+    pytest.mark.skipif(os.geteuid() != 0, reason="needs root to build a root file system"),
+    pytest.mark.skipif(not shutil.which("mmdebstrap"), reason="needs mmdebstrap"),
+]
+PROGRAM = Path(sys.executable).with_name("capsulekit")
+OVERLAY = "redirect_dir=off,metacopy=off,index=off,xino=off"
+
+
+def sh(*argv: str | Path, timeout: float = 300, **how: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([str(a) for a in argv], capture_output=True, text=True, check=False, timeout=timeout, **how)  # type: ignore[call-overload, no-any-return]
+
+
+def ok(*argv: str | Path, **how: object) -> str:
+    done = sh(*argv, **how)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def build_words(recipe: Path, out: Path, cache: Path, *more: str | Path) -> list[str]:
+    words = [PROGRAM, "build", recipe, "-o", out, "--key", built.author_key(), "--cache-dir", cache, *more]
+    return [str(w) for w in words]
+
+
+@pytest.fixture(scope="module")
+def small() -> Path:
+    return built.capsule(built.BUSYBOX)
+
+
+@pytest.fixture(scope="module")
+def compute() -> Path:
+    return built.capsule(built.COMPUTE)
+
+
+def cold_cache(where: Path) -> Path:
+    """A cache with the downloaded packages and nothing else: every step is made anew."""
+    where.mkdir(parents=True)
+
+    def link(source: str, target: str) -> None:
+        try:
+            os.link(source, target)
+        except OSError:
+            shutil.copyfile(source, target)
+
+    shutil.copytree(default_cache_dir() / "packages", where / "packages", copy_function=link)
+    return where
+
+
+@pytest.fixture
+def cold(tmp_path: Path) -> Path:
+    return cold_cache(tmp_path / "cold")
+
+
+def lock_of(capsule: Path, folder: Path) -> Path:
+    with open_capsule(capsule) as opened:
+        (folder / "its.lock").write_bytes(opened.read_member("capsule.lock"))
+    return folder / "its.lock"
+
+
+def unpacked(capsule: Path, folder: Path) -> Path:
+    folder.mkdir()
+    ok("tar", "-C", folder, "-xf", capsule)
+    return folder
+
+
+@contextmanager
+def mounted(capsule: Path, folder: Path) -> Iterator[Path]:
+    """The capsule's layers as a node stacks them, read-only."""
+    parts = unpacked(capsule, folder / "parts")
+    layers = []
+    try:
+        for name in ("modules", "rootfs"):
+            (folder / name).mkdir()
+            ok("mount", "-o", "loop,ro", parts / f"layers/{name}.squashfs", folder / name)
+            layers.append(folder / name)
+        (folder / "all").mkdir()
+        lower = ":".join(map(str, layers))
+        ok("mount", "-t", "overlay", "none", "-o", f"ro,lowerdir={lower},{OVERLAY}", folder / "all")
+        layers.append(folder / "all")
+        yield folder / "all"
+    finally:
+        for layer in reversed(layers):
+            ok("umount", layer)
+
+
+# --- the same bytes everywhere
+
+
+def difference(one: Path, two: Path, folder: Path) -> str:
+    """Which members differ, for the message of a failed test."""
+    return sh("diff", "-rq", unpacked(one, folder / "one"), unpacked(two, folder / "two")).stdout
+
+
+@pytest.mark.skipif(not perturbed.available(), reason="needs root and faketime")
+@pytest.mark.parametrize("name", ["small", "compute"])
+def test_another_machine_on_another_day_builds_the_same_bytes(
+    name: str, tmp_path: Path, cold: Path, request: pytest.FixtureRequest
+) -> None:
+    first: Path = request.getfixturevalue(name)
+    recipe = {"small": built.BUSYBOX, "compute": built.COMPUTE}[name]
+    out = tmp_path / "again.vnfs"
+    words = build_words(recipe, out, cold, "--lock", lock_of(first, tmp_path), "--offline", "--json")
+    done = perturbed.run(tmp_path / "elsewhere", *words, timeout=800)
+    assert done.returncode == 0, done.stderr
+    assert not any(step["reused"] for step in json.loads(done.stdout)["steps"])
+    same = first.read_bytes() == out.read_bytes()
+    assert same, difference(first, out, tmp_path)
+
+
+def test_a_second_build_makes_nothing_anew(small: Path, tmp_path: Path) -> None:
+    words = build_words(built.BUSYBOX, tmp_path / "x.vnfs", default_cache_dir(), "--lock", lock_of(small, tmp_path))
+    report = json.loads(ok(*words, "--offline", "--json"))
+    reused = {step["name"] for step in report["steps"] if step["reused"]}
+    assert reused == {"root file system", "kernel and modules", "stage 2"}
+    assert (tmp_path / "x.vnfs").read_bytes() == small.read_bytes()
+
+
+# --- what comes out
+
+
+@pytest.mark.parametrize("name", ["small", "compute"])
+def test_stock_tools_and_ours_accept_it(name: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    capsule: Path = request.getfixturevalue(name)
+    public = built.author_key().with_suffix(".pub")
+    folder = unpacked(capsule, tmp_path / "x")
+    ok("minisign", "-Vm", "SHA256SUMS", "-p", public, cwd=folder)
+    ok("sha256sum", "-c", "--strict", "SHA256SUMS", cwd=folder)
+    assert ok(PROGRAM, "verify", capsule, "--pubkey", public).startswith("OK ")
+    told = json.loads(ok(PROGRAM, "inspect", capsule, "--json", "--pubkey", public))
+    assert told["verified"] is True
+    assert "NOT VERIFIED" not in ok(PROGRAM, "inspect", capsule, "--pubkey", public)
+
+
+def test_a_merged_root_keeps_its_lib_link_under_the_modules_layer(compute: Path, tmp_path: Path) -> None:
+    with mounted(compute, tmp_path) as root:
+        for name in ("bin", "sbin", "lib", "lib64"):
+            assert (root / name).readlink() == Path(f"usr/{name}"), name
+        assert not (tmp_path / "modules/lib").exists()
+        assert ok("chroot", root, "/bin/sh", "-c", "echo libc works") == "libc works\n"
+        (release,) = [p.name for p in (root / "lib/modules").iterdir()]
+        assert (root / "usr/lib/modules" / release / "modules.dep.bin").stat().st_size > 0
+        found = ok("chroot", root, "modprobe", "-S", release, "--show-depends", "squashfs")
+        assert f"/lib/modules/{release}/kernel/" in found
+        assert (root / "usr/lib/x86_64-linux-gnu/libc.so.6").exists()
+
+
+def test_an_unmerged_root_gets_its_modules_where_its_tools_look(small: Path, tmp_path: Path) -> None:
+    with mounted(small, tmp_path) as root:
+        assert not (root / "lib").is_symlink()
+        (release,) = [p.name for p in (root / "lib/modules").iterdir()]
+        kept = {p.name.partition(".")[0] for p in (root / "lib/modules" / release).rglob("*.ko*")}
+        assert {"virtio_net", "squashfs", "overlay"} <= kept and len(kept) < 40, "only what the recipe keeps"
+
+
+@pytest.mark.parametrize("name", ["small", "compute"])
+def test_no_layer_holds_an_overlays_own_attributes(name: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    parts = unpacked(request.getfixturevalue(name), tmp_path / "x")
+    for layer in sorted((parts / "layers").glob("*.squashfs")):
+        where = tmp_path / layer.stem
+        where.mkdir()
+        ok("mount", "-o", "loop,ro", layer, where)
+        try:
+            told = ok("getfattr", "-R", "-h", "-P", "-d", "-m", r"^trusted\.", "--absolute-names", where)
+        finally:
+            ok("umount", where)
+        other = [line for line in told.splitlines() if "overlay" in line and line != 'trusted.overlay.opaque="y"']
+        assert other == [], layer
+
+
+def test_the_compute_root_keeps_capabilities_owners_acls_and_no_secret(compute: Path, tmp_path: Path) -> None:
+    with mounted(compute, tmp_path) as root:
+        assert "cap_net_raw=ep" in ok("getcap", root / "usr/bin/ping")
+        assert (root / "usr/bin/passwd").stat().st_mode & 0o4000
+        assert (root / "etc/shadow").stat().st_mode & 0o777 == 0o640 and (root / "etc/shadow").stat().st_gid == 42
+        assert (root / "etc/machine-id").read_bytes() == b""
+        assert not list((root / "etc/ssh").glob("ssh_host_*")) and not (root / "etc/munge/munge.key").exists()
+        assert not list((root / "run").iterdir()) and not list((root / "tmp").iterdir())
+        with open_capsule(compute) as opened:
+            epoch = int(re.search(rb"^epoch = (\d+)", opened.read_member("capsule.toml"), re.M)[1])  # type: ignore[index]
+            acls = opened.read_member("layers/rootfs.acl").decode("ascii").splitlines()
+        times = ok("find", tmp_path / "rootfs", tmp_path / "modules", "-printf", "%T@\n").splitlines()
+        assert {int(float(t)) for t in times} == {epoch}
+        assert any(line.startswith("var/log/journal\t") for line in acls)
+        for line in acls:
+            path, _, entries = line.split("\t")
+            assert (root / path).exists() and ok("setfacl", "--test", "-m", entries, root / path)
+
+
+# --- recipes that meet a real root
+
+EXTRACT = """[capsule]
+name = "probe"
+version = "1"
+init = "/bin/busybox"
+[distro]
+name = "debian"
+release = "12"
+[packages]
+include = ["busybox-static"]
+[rootfs]
+base = "extract"
+[kernel]
+package = "linux-image-cloud-amd64"
+modules = ["loop", "squashfs", "overlay"]
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    (tmp_path / "r.toml").write_text(EXTRACT)
+    return tmp_path / "r.toml"
+
+
+def extended(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+# --- what a first-time user meets
+
+
+def refused(done: subprocess.CompletedProcess[str], status: int, *words: str) -> str:
+    """One clear line and mostly a hint, the status of cli.md, nothing on stdout."""
+    assert done.returncode == status, done.stdout + done.stderr
+    lines = done.stderr.splitlines()
+    assert done.stdout == "" and lines and len(lines) <= 2, done.stderr
+    assert lines[0].startswith("ERROR: ") and "Traceback" not in done.stderr
+    assert len(lines) == 1 or lines[1].startswith("       ")
+    for word in words:
+        assert word in done.stderr, done.stderr
+    return done.stderr
+
+
+def mounts(folder: Path) -> list[str]:
+    return [line for line in Path("/proc/mounts").read_text().splitlines() if str(folder) in line]
+
+
+def running(folder: Path) -> list[str]:
+    found = []
+    for process in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = process.read_bytes().replace(b"\0", b" ").decode("utf-8", "replace")
+        except OSError:
+            continue
+        if str(folder) in words and "pytest" not in words:
+            found.append(words)
+    return found
+
+
+def nothing_left(folder: Path, cache: Path) -> None:
+    assert [p.name for p in folder.iterdir() if p.suffix in (".vnfs", ".part") or p.name.startswith(".")] == []
+    assert [p.name for p in (cache / "tmp").iterdir() if p.name != ".lock"] == []
+    assert not [p for p in (cache / "steps").iterdir() if p.is_dir() and not (p / ".step.json").exists()]
+    assert mounts(folder) == [] and mounts(cache) == []
+    assert running(folder) == []
+
+
+def test_an_unknown_key_is_named_with_its_line_and_the_right_one(tmp_path: Path, recipe: Path, cold: Path) -> None:
+    extended(recipe, "[packages]\ninclude", "[packages]\ninclud")
+    done = sh(*build_words(recipe, tmp_path / "x.vnfs", cold))
+    refused(done, 1, "r.toml:9: unknown key includ in [packages]", "did you mean include?")
+
+
+def test_an_unknown_package_is_named(tmp_path: Path, recipe: Path, cold: Path) -> None:
+    extended(recipe, '["busybox-static"]', '["busybox-static", "no-such-package"]')
+    done = sh(*build_words(recipe, tmp_path / "x.vnfs", cold))
+    refused(done, 1, "there is no package no-such-package in this release for amd64", "[packages]")
+    # A name with a dot must not be taken for a pattern, nor a virtual package for some other one.
+    for name in ("busybox.stati", "mail-transport-agent"):
+        recipe.write_text(EXTRACT.replace('"busybox-static"', f'"{name}"'))
+        refused(sh(*build_words(recipe, tmp_path / "x.vnfs", cold)), 1, f"there is no package {name}")
+    nothing_left(tmp_path, cold)
+
+
+def test_packages_that_exclude_each_other_are_named(tmp_path: Path, recipe: Path, cold: Path) -> None:
+    extended(recipe, '["busybox-static"]', '["postfix", "exim4-daemon-light"]')
+    refused(sh(*build_words(recipe, tmp_path / "x.vnfs", cold)), 1, "cannot be installed together: ", "exim4")
+
+
+def test_no_network_is_said_with_the_way_out(tmp_path: Path, recipe: Path, cold: Path) -> None:
+    done = sh("unshare", "--net", *build_words(recipe, tmp_path / "x.vnfs", cold))
+    refused(done, 1, "the package archive cannot be reached", "check the network", "--offline")
+    nothing_left(tmp_path, cold)
+
+
+def test_offline_needs_a_lock_and_every_package(small: Path, tmp_path: Path, recipe: Path, cold: Path) -> None:
+    refused(sh(*build_words(recipe, tmp_path / "x.vnfs", cold, "--offline")), 1, "--offline needs a lock", "lock")
+    shutil.rmtree(cold / "packages")
+    words = build_words(built.BUSYBOX, tmp_path / "x.vnfs", cold, "--offline", "--lock", lock_of(small, tmp_path))
+    refused(sh(*words), 1, "locked packages are not in the cache", "without --offline")
+    nothing_left(tmp_path, cold)
+
+
+def test_an_ordinary_user_is_told_to_use_sudo(recipe: Path, tmp_path: Path) -> None:
+    where = Path("/tmp") / f"capsulekit-nobody-{os.getpid()}"  # tmp_path is root's alone
+    where.mkdir(mode=0o777)
+    try:
+        where.chmod(0o777)
+        shutil.copy(recipe, where / "r.toml")
+        shutil.copy(built.author_key(), where / "key")
+        (where / "key").chmod(0o644)
+        nobody = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"]
+        words = [str(PROGRAM), "build", "r.toml", "-o", "x.vnfs", "--key", "key", "--cache-dir", str(where / "cache")]
+        if sh(*nobody, PROGRAM, "--version").returncode != 0:
+            pytest.skip("an ordinary user cannot reach the program here")
+        refused(sh(*nobody, *words, cwd=where), 1, "needs root", "sudo")
+        nothing_left(where, where / "cache")
+        (where / "mine").mkdir(mode=0o755)
+        words[-1] = str(where / "mine" / "cache")
+        refused(sh(*nobody, *words, cwd=where), 1, "the cache folder", "Permission denied", "--cache-dir")
+    finally:
+        shutil.rmtree(where)
+
+
+@contextmanager
+def disk(where: Path, size: str) -> Iterator[Path]:
+    where.mkdir()
+    ok("mount", "-t", "tmpfs", "-o", f"size={size}", "none", where)
+    try:
+        yield where
+    finally:
+        ok("umount", where)
+
+
+# Room for the packages only, for the unpacked root but not its layer, and for the layers but not all scratch space.
+@pytest.mark.parametrize("size", ["20m", "60m", "110m"])
+def test_a_disk_that_fills_while_packing_is_one_clear_line(small: Path, tmp_path: Path, size: str) -> None:
+    lock = lock_of(small, tmp_path)
+    with disk(tmp_path / "disk", size) as cache:
+        done = sh(*build_words(built.BUSYBOX, tmp_path / "x.vnfs", cache, "--lock", lock))
+        refused(done, 1, "the disk is full", "free some space", "--cache-dir")
+        assert [p.name for p in (cache / "tmp").iterdir() if p.name != ".lock"] == []
+        assert not (tmp_path / "x.vnfs").exists() and running(tmp_path) == []
+    assert mounts(tmp_path) == []
+
+
+def test_a_full_disk_for_the_capsule_keeps_the_old_one(small: Path, tmp_path: Path) -> None:
+    with disk(tmp_path / "disk", "1m") as where:
+        (where / "x.vnfs").write_bytes(b"the old one")
+        words = build_words(built.BUSYBOX, where / "x.vnfs", default_cache_dir(), "--lock", lock_of(small, tmp_path))
+        refused(sh(*words), 1, "No space left on device")
+        assert [p.name for p in where.iterdir()] == ["x.vnfs"] and (where / "x.vnfs").read_bytes() == b"the old one"
+
+
+def test_where_the_capsule_cannot_go_is_said_before_anything_is_built(recipe: Path, tmp_path: Path, cold: Path) -> None:
+    for out, word in ((tmp_path / "none/x.vnfs", "there is no folder"), (tmp_path, "is a folder")):
+        refused(sh(*build_words(recipe, out, cold)), 1, word)
+    assert list((cold / "steps").iterdir() if (cold / "steps").exists() else []) == []
+
+
+def test_a_script_of_the_recipe_that_fails_is_named(recipe: Path, tmp_path: Path, cold: Path) -> None:
+    (tmp_path / "bad.sh").write_text("#!/bin/sh\necho about to fail\nexit 3\n")
+    recipe.write_text(recipe.read_text() + '[scripts]\nrootfs = ["bad.sh"]\n[files."/bin/sh"]\nsource = "busybox"\n')
+    shutil.copy(shutil.which("busybox") or "", tmp_path / "busybox")
+    extended(recipe, 'source = "busybox"', 'source = "busybox"\nmode = "0755"')
+    refused(sh(*build_words(recipe, tmp_path / "x.vnfs", cold)), 1, "the recipe's script 0000-bad.sh failed")
+    nothing_left(tmp_path, cold)
+
+
+def test_a_root_without_its_init_is_refused(recipe: Path, tmp_path: Path, cold: Path) -> None:
+    extended(recipe, 'init = "/bin/busybox"\n', "")
+    refused(sh(*build_words(recipe, tmp_path / "x.vnfs", cold)), 1, "the root has no /sbin/init", "systemd-sysv")
+    nothing_left(tmp_path, cold)
+
+
+@pytest.mark.parametrize("value", ["yesterday", "-1", "4294967296", "1e9"])
+def test_a_source_date_epoch_that_is_no_time_is_wrong_usage(recipe: Path, tmp_path: Path, value: str) -> None:
+    how = {"env": {**os.environ, "SOURCE_DATE_EPOCH": value}}
+    done = sh(*build_words(recipe, tmp_path / "x.vnfs", default_cache_dir()), **how)
+    refused(done, 2, "SOURCE_DATE_EPOCH must be seconds since 1970")
+
+
+def test_an_unreadable_or_damaged_capsule_is_one_line_for_verify(small: Path, tmp_path: Path) -> None:
+    public = built.author_key().with_suffix(".pub")
+    refused(sh(PROGRAM, "verify", tmp_path / "none.vnfs", "--pubkey", public), 1, "none.vnfs")
+    refused(sh(PROGRAM, "verify", tmp_path, "--pubkey", public), 1, str(tmp_path))
+    (tmp_path / "text.vnfs").write_text("no capsule\n" * 1000)
+    refused(sh(PROGRAM, "verify", tmp_path / "text.vnfs", "--pubkey", public), 3)
+    whole = bytearray(small.read_bytes())
+    whole[len(whole) // 2] ^= 1
+    (tmp_path / "bad.vnfs").write_bytes(whole)
+    refused(sh(PROGRAM, "verify", tmp_path / "bad.vnfs", "--pubkey", public), 3)
+
+
+# --- killed in the middle
+
+
+def wait_for(condition: object, seconds: float) -> bool:
+    assert callable(condition)
+    deadline = time.monotonic() + seconds
+    while not (found := bool(condition())) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return found
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_build_killed_in_the_middle_leaves_nothing_that_hinders_the_next(
+    small: Path, tmp_path: Path, cold: Path, how: signal.Signals
+) -> None:
+    out = tmp_path / "x.vnfs"
+    words = build_words(built.BUSYBOX, out, cold, "--lock", lock_of(small, tmp_path), "--offline")
+    with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True) as child:
+        assert wait_for(lambda: list((cold / "tmp").glob("*/mmdebstrap.*")), 60), "mmdebstrap never started"
+        assert wait_for(lambda: list((cold / "tmp").glob("*/mmdebstrap.*/bin")), 60) or True
+        child.send_signal(how)
+        _, said = child.communicate(timeout=60)
+        assert child.returncode == {signal.SIGINT: 1}.get(how, -how)
+        assert b"Traceback" not in said
+    assert wait_for(lambda: not running(cold), 20), running(cold)
+    assert mounts(tmp_path) == [] and not out.exists()
+    ok(*words)
+    assert out.read_bytes() == small.read_bytes()
+    out.unlink()
+    nothing_left(tmp_path, cold)

@@ -1,0 +1,198 @@
+"""The command line itself: options anywhere, exit statuses, errors on stderr in a line or two, never a traceback."""
+
+from __future__ import annotations
+
+import errno
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from itertools import permutations
+from pathlib import Path
+
+import click
+import pytest
+
+from capsulekit.cli import main as module
+from capsulekit.cli.main import PERCEUS, Options, hoist, main
+from capsulekit.errors import CapsulekitError, PartialError, TrustError, UsageError
+
+BIN = Path(sys.executable).parent
+
+
+def program(*words: str | Path, name: str = "capsulekit", stdin: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [BIN / name, *words], input=stdin, capture_output=True, text=True, check=False, timeout=120
+    )  # fmt: skip
+
+
+def flags(options: Options) -> set[str]:
+    names = ("nodeid", "yes", "no", "quiet", "verbose", "debug", "json")
+    return {name for name in names if getattr(options, name)}
+
+
+FLAGS = [
+    ("-i", {"nodeid"}), ("--nodeid", {"nodeid"}), ("-y", {"yes"}), ("--yes", {"yes"}), ("-n", {"no"}), ("--no", {"no"}),
+    ("-q", {"quiet"}), ("--quiet", {"quiet"}), ("-v", {"verbose"}), ("--verbose", {"verbose"}), ("-d", {"debug"}),
+    ("--debug", {"debug"}), ("--json", {"json"}), ("-e", {"yes", "quiet"}), ("--embeded", {"yes", "quiet"}),
+    ("-yq", {"yes", "quiet"}), ("-iv", {"nodeid", "verbose"}), ("-ei", {"yes", "quiet", "nodeid"}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("flag", "meant"), FLAGS)
+@pytest.mark.parametrize("at", range(4))
+def test_a_flag_may_stand_anywhere(flag: str, meant: set[str], at: int) -> None:
+    words = ["node", "list", "n0*"]
+    got = hoist([*words[:at], flag, *words[at:]])
+    assert (flags(got.options), got.rest) == (meant, words)
+
+
+@pytest.mark.parametrize("name", ["--config-dir", "--state-dir"])
+def test_the_sites_folders_may_stand_anywhere_in_both_spellings(name: str) -> None:
+    for order in permutations([["node", "list"], [name, "/x"], ["-q"]]):
+        got = hoist([w for words in order for w in words])
+        assert got.rest == ["node", "list"] and got.options.quiet
+        assert getattr(got.options, name[2:].replace("-", "_")) == Path("/x")
+    assert hoist([f"{name}=/x=y"]).options.paths is not None
+    with pytest.raises(click.UsageError, match=f"{name} needs a folder"):
+        hoist(["node", "list", name])
+
+
+def test_after_two_dashes_everything_is_an_argument() -> None:
+    got = hoist(["node", "set", "desc", "--", "-y", "--json"])
+    assert got.rest == ["node", "set", "desc", "--", "-y", "--json"] and not flags(got.options)
+
+
+@pytest.mark.parametrize("word", ["-x", "-yx", "-", "--offline", "-o", "-1", "n-y", "--js"])
+def test_other_words_are_left_to_the_command(word: str) -> None:
+    got = hoist(["build", word])
+    assert got.rest == ["build", word] and not flags(got.options)
+
+
+def test_the_flags_reach_the_command(tmp_path: Path) -> None:
+    for words in (["--json", "inspect"], ["inspect", "--json"]):
+        done = program(*words, tmp_path / "none.vnfs")
+        assert (done.returncode, done.stdout) == (1, ""), done
+        assert done.stderr.startswith("ERROR: ")
+
+
+# --- exit status and errors
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["nod"], ["node", "lst"], ["build"], ["build", "--frob"], ["keygen"], ["--config-dir"], ["stage1"], ["node"]],
+)
+def test_wrong_usage_ends_with_status_2_on_stderr(words: list[str]) -> None:
+    done = program(*words)
+    assert done.returncode == 2, done
+    assert done.stderr and "Traceback" not in done.stderr and done.stdout == ""
+
+
+def test_no_command_tells_what_there_is_and_help_and_version_work() -> None:
+    assert "capsulekit build RECIPE" in program().stdout
+    for words in (["-h"], ["--help"], ["build", "-h"], ["--version"]):
+        done = program(*words)
+        assert (done.returncode, done.stderr) == (0, "") and done.stdout
+
+
+@click.command()
+@click.pass_obj
+def probe(options: Options) -> None:
+    """Raises what the test put in."""
+    assert isinstance(options, Options)
+    raise Probe.error
+
+
+class Probe:
+    error: BaseException = CapsulekitError("")
+
+
+@pytest.fixture
+def failing(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., int]]:
+    """Runs a command that raises the given error."""
+    monkeypatch.setattr(module.Tree, "get_command", lambda self, ctx, name: probe)
+
+    def run(error: BaseException, *flags: str) -> int:
+        Probe.error = error
+        return main(["probe", *flags])
+
+    yield run
+
+
+ERRORS = [
+    (CapsulekitError("what", hint="way out"), 1, "ERROR: what\n       way out\n"),
+    (CapsulekitError("what"), 1, "ERROR: what\n"),
+    (UsageError("what"), 2, "ERROR: what\n"),
+    (TrustError("what"), 3, "ERROR: what\n"),
+    (PartialError("what"), 4, "ERROR: what\n"),
+    (OSError(errno.ENOSPC, "No space left on device", "/x"), 1, "ERROR: No space left on device: /x\n"),
+    (PermissionError(errno.EACCES, "Permission denied", "/x"), 1, "ERROR: Permission denied: /x\n"),
+    (KeyboardInterrupt(), 1, "\nAborted.\n"),
+]
+
+
+@pytest.mark.parametrize(("error", "status", "said"), ERRORS, ids=lambda v: type(v).__name__)
+def test_every_error_has_its_status_and_is_said_in_a_line_or_two(
+    failing: Callable[..., int], capfd: pytest.CaptureFixture[str], error: BaseException, status: int, said: str
+) -> None:
+    assert failing(error) == status
+    assert capfd.readouterr() == ("", said)
+
+
+def test_a_bug_is_one_line_too_and_its_traceback_is_for_debug(
+    failing: Callable[..., int], capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert failing(ValueError("odd")) == 1
+    out, err = capfd.readouterr()
+    assert out == "" and err.startswith("ERROR: this is a bug: ValueError: odd\n") and "--debug" in err
+    with pytest.raises(ValueError, match="odd"):
+        failing(ValueError("odd"), "--debug")
+    with pytest.raises(CapsulekitError):
+        failing(CapsulekitError("x"), "-d")
+
+
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    done = subprocess.run(
+        ["sh", "-c", f"{BIN}/capsulekit --help | head -1; {BIN}/capsulekit build --help | true"],
+        capture_output=True, text=True, check=True, timeout=60,
+    )  # fmt: skip
+    assert done.stderr == ""
+
+
+def test_the_documented_statuses_are_those_of_the_errors() -> None:
+    page = (Path(__file__).parents[2] / "docs/reference/exit-status.md").read_text()
+    for error in (CapsulekitError, UsageError, TrustError, PartialError):
+        row = next(line for line in page.splitlines() if f"`{error.__name__}`" in line)
+        assert row.startswith(f"| {error.exit_code} |")
+
+
+# --- what is where
+
+
+def listed(done: subprocess.CompletedProcess[str]) -> set[str]:
+    return {line.split()[0] for line in done.stdout.partition("Commands:\n")[2].splitlines() if line.strip()}
+
+
+def test_perceus_shows_the_provisioners_groups_only() -> None:
+    ours, theirs = listed(program("--help")), listed(program("--help", name="perceus"))
+    assert {"node", "vnfs", "module"} <= theirs == ours & set(PERCEUS)
+    assert {"build", "keygen", "verify"} <= ours - theirs
+    done = program("build", "x", name="perceus")
+    assert done.returncode == 2 and "No such command 'build'" in done.stderr
+
+
+def test_perceus_takes_flags_before_its_groups_as_old_scripts_do(tmp_path: Path) -> None:
+    done = program("-i", "node", "list", "--config-dir", tmp_path, name="perceus")
+    assert (done.returncode, done.stdout) == (1, "") and "capsulekit init" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["main", "_terminal", "_site", "../cli/build", "build.py", ""])
+def test_what_is_no_command_is_not_found(name: str) -> None:
+    done = program(name)
+    assert done.returncode == 2 and "No such command" in done.stderr
+
+
+def test_json_is_a_document_and_nothing_else(tmp_path: Path) -> None:
+    done = program("--json", "trust", "list", "--config-dir", tmp_path)
+    assert done.returncode == 0 and json.loads(done.stdout) == []
