@@ -23,7 +23,7 @@ test:
 
 bench:
 	@./setup.sh bench
-	@$(PYTHON) -m benchmarks
+	@$(PYTHON) -m benchmarks $(ONLY)
 
 clean:
 	rm -rf .venv out build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

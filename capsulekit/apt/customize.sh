@@ -34,7 +34,8 @@ for script in "$work"/scripts/*; do
     [ -e "$script" ] || continue
     install -m 0700 "$script" "$root/capsulekit-script"
     if ! chroot "$root" /capsulekit-script </dev/null >&2; then
-        echo "E: the recipe's script ${script##*/} failed" >&2
+        name=${script##*/}
+        echo "E: the recipe's script ${name#*-} failed" >&2
         exit 1
     fi
     rm -f "$root/capsulekit-script"

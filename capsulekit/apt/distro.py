@@ -39,6 +39,7 @@ class AptDistro(Distro):
         self.name, self.suite, self.keyring = name, suite, keyring
         self._folder = cache.root / "apt" / f"{suite}-{arch}"
         self._folder.mkdir(exist_ok=True)
+        self._updated = False
 
     def _sources(self) -> str:
         """The suite's default sources, asked of mmdebstrap once per version of it."""
@@ -56,6 +57,7 @@ class AptDistro(Distro):
         with exclusive_lock(self._folder / ".lock"):
             apt = self._apt()
             apt.update()
+            self._updated = True
             archives, newest = apt.archives()
             epoch = _epoch(newest)
             tools = tool_versions()
@@ -97,7 +99,10 @@ class AptDistro(Distro):
         if not lacking:
             return
         with exclusive_lock(self._folder / ".lock"):
-            paths = self._apt().download(lacking)
+            apt = self._apt()
+            if not self._updated:  # a lock was given: nothing has asked the archive yet
+                apt.update()
+            paths = apt.download(lacking)
             for package, path in zip(lacking, paths, strict=True):
                 self.cache.add_package(path, package.sha256)
                 path.unlink()

@@ -80,7 +80,7 @@ def _telling(log: bytes) -> bytes:
     lines = log.splitlines()
     for number, line in enumerate(lines):
         if line.startswith((b"E:", b"dpkg: error", b"FATAL")) or b"No space left" in line:
-            return b"\n".join(lines[number : number + 3])
+            return line if line.startswith(b"E:") else b" ".join(lines[number : number + 2])
     return log
 
 

@@ -113,7 +113,7 @@ class AptRoot:
         wanted = [*(["?essential"] if essential else []), *names]
         try:
             text = self._apt(
-                "apt-get", "-qq", "-y", "--print-uris", "install", "--", *wanted, purpose="choose the packages"
+                "apt-get", "-q", "-y", "--print-uris", "install", "--", *wanted, purpose="choose the packages"
             )
         except CommandFailed as error:
             if missing := MISSING.search(error.output):

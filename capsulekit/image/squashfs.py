@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import IO
 
 from capsulekit.errors import CapsulekitError
-from capsulekit.run import failed, run, tool
+from capsulekit.run import failed, run, tied, tool
 
 BLOCK = 1 << 20
 
@@ -27,6 +27,7 @@ def layer_from_tar(out: Path, epoch: int, level: int) -> Iterator[IO[bytes]]:
     Nothing is left at ``out`` when anything fails; a full disk is said as such.
     """
     argv: list[str | Path] = [
+        *tied("KILL", "write a layer"),
         tool("mksquashfs", "write a layer"),
         "-",
         out,

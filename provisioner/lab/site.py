@@ -40,8 +40,9 @@ class LabSite:
     def init(self, lab: Lab, stage1: Path, *more: str, kargs: str = "console=ttyS0,115200") -> None:
         """Set the site up on the lab's bridge with ``stage1``; the nodes talk on their serial console."""
         net = lab.ip.rpartition(".")[0]
-        self.command("init", "--interface", lab.network.bridge, "--address", lab.network.address, "--range",
-                     f"{net}.{POOL[0]}-{net}.{POOL[1]}", "--stage1", str(stage1), "--stage1-kargs", kargs, *more)  # fmt: skip
+        pool = f"{net}.{POOL[0]}-{net}.{POOL[1]}"
+        words = ["--interface", lab.network.bridge, "--address", lab.network.address, "--range", pool]
+        self.command("init", *words, "--stage1", str(stage1), "--stage1-kargs", kargs, *more)
 
     @property
     def registry(self) -> Registry:

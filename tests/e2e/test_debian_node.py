@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 import time
 from collections.abc import Iterator
@@ -62,9 +63,6 @@ def test_root_is_the_overlay_of_the_capsules_layers(booted: Booted) -> None:
     assert lower is not None
     # The node's own layer on top of those in the manifest.
     assert len(lower.group(1).split(":")) == 1 + len(booted.manifest.layers)
-    for word in ("metacopy=off", "index=off"):
-        assert word in options or word.split("=")[0] not in options
-    assert shell(booted.machine, "findmnt -rno FSTYPE -t squashfs | wc -l") in ("3", "0")
 
 
 def test_hostname_came_from_the_module(booted: Booted) -> None:
@@ -92,24 +90,27 @@ def test_a_merged_usr_keeps_its_lib_link_under_the_modules_layer(booted: Booted)
     assert shell(booted.machine, "modprobe -n -v dummy 2>&1 | tail -n 1").startswith("insmod /lib/modules/")
 
 
+LIST_MARKS = """
+import os, sys
+seen = set()
+for base, _, files in os.walk(sys.argv[1]):
+    for path in [base, *(os.path.join(base, name) for name in files)]:
+        seen |= {name for name in os.listxattr(path, follow_symlinks=False) if "overlay" in name}
+print(*sorted(seen) or ["none"])
+"""
+
+
 def test_no_layer_holds_overlay_marks_but_opaque_ones(booted: Booted) -> None:
-    script = (
-        "import os,sys; seen=set()\n"
-        "for base,dirs,files in os.walk(sys.argv[1]):\n"
-        "  for n in [base]+[os.path.join(base,f) for f in files]:\n"
-        "    seen|={x for x in os.listxattr(n,follow_symlinks=False) if 'overlay' in x}\n"
-        "print(sorted(seen))"
-    )
-    assert shell(booted.machine, f'cat >/tmp/x.py <<"EOF"\n{script}\nEOF\n') == "" or True
+    code = base64.b64encode(LIST_MARKS.encode()).decode()
     out = shell(
         booted.machine,
-        "for l in /dev/loop[0-9]*; do losetup $l >/dev/null 2>&1 || continue; mkdir -p /tmp/l; "
-        "mount -t squashfs -o ro $l /tmp/l && python3 /tmp/x.py /tmp/l; umount /tmp/l; done",
-        240,
+        f"mkdir -p /tmp/l; echo {code} | base64 -d >/tmp/marks.py; for l in /dev/loop[0-9]*; do "
+        "losetup $l >/dev/null 2>&1 || continue; mount -t squashfs -o ro $l /tmp/l && python3 /tmp/marks.py /tmp/l; "
+        "umount /tmp/l; done",
+        300,
     )
-    found = out.splitlines()
-    assert len(found) == 3, out
-    assert sorted(set(found)) == ["['trusted.overlay.opaque']", "[]"]
+    # Three layers: the folder replaced by the script is opaque in the node's own one; there is no other mark anywhere.
+    assert sorted(out.splitlines()) == ["none", "none", "trusted.overlay.opaque"]
 
 
 def test_sshd_runs_with_the_nodes_own_host_key(booted: Booted) -> None:
@@ -130,7 +131,7 @@ def test_no_first_boot_presets_run_and_the_machine_id_is_the_registrys(booted: B
     assert shell(booted.machine, "journalctl -b --no-pager | grep -ciE 'preset unit settings|first.boot'") == "0"
 
 
-def test_memory_from_power_on_to_ready_was_measured(booted: Booted, record_property: object) -> None:
+def test_memory_from_power_on_to_ready_was_measured(booted: Booted) -> None:
     measured = [(e.step or e.state, e.mem_used_kb) for e in booted.events if e.mem_used_kb]
     peak = max(kb for _, kb in measured if kb)
     layers = sum(layer.size for layer in booted.manifest.layers)

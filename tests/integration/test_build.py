@@ -148,8 +148,7 @@ def test_stock_tools_and_ours_accept_it(name: str, tmp_path: Path, request: pyte
     ok("minisign", "-Vm", "SHA256SUMS", "-p", public, cwd=folder)
     ok("sha256sum", "-c", "--strict", "SHA256SUMS", cwd=folder)
     assert ok(PROGRAM, "verify", capsule, "--pubkey", public).startswith("OK ")
-    told = json.loads(ok(PROGRAM, "inspect", capsule, "--json", "--pubkey", public))
-    assert told["verified"] is True
+    assert '"verified": true' in ok(PROGRAM, "inspect", capsule, "--json", "--pubkey", public)
     assert "NOT VERIFIED" not in ok(PROGRAM, "inspect", capsule, "--pubkey", public)
 
 
@@ -174,6 +173,13 @@ def test_an_unmerged_root_gets_its_modules_where_its_tools_look(small: Path, tmp
         assert {"virtio_net", "squashfs", "overlay"} <= kept and len(kept) < 40, "only what the recipe keeps"
 
 
+def attributes(path: Path) -> list[str]:
+    try:
+        return os.listxattr(path, follow_symlinks=False)
+    except OSError:  # this layer holds none at all
+        return []
+
+
 @pytest.mark.parametrize("name", ["small", "compute"])
 def test_no_layer_holds_an_overlays_own_attributes(name: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     parts = unpacked(request.getfixturevalue(name), tmp_path / "x")
@@ -182,11 +188,11 @@ def test_no_layer_holds_an_overlays_own_attributes(name: str, tmp_path: Path, re
         where.mkdir()
         ok("mount", "-o", "loop,ro", layer, where)
         try:
-            told = ok("getfattr", "-R", "-h", "-P", "-d", "-m", r"^trusted\.", "--absolute-names", where)
+            found = {(p, name) for p in where.rglob("*") for name in attributes(p) if ".overlay." in name}
+            values = {os.getxattr(p, name, follow_symlinks=False) for p, name in found}
         finally:
             ok("umount", where)
-        other = [line for line in told.splitlines() if "overlay" in line and line != 'trusted.overlay.opaque="y"']
-        assert other == [], layer
+        assert {name for _, name in found} <= {"trusted.overlay.opaque"} and values <= {b"y"}, layer
 
 
 def test_the_compute_root_keeps_capabilities_owners_acls_and_no_secret(compute: Path, tmp_path: Path) -> None:
@@ -376,7 +382,7 @@ def test_a_script_of_the_recipe_that_fails_is_named(recipe: Path, tmp_path: Path
     recipe.write_text(recipe.read_text() + '[scripts]\nrootfs = ["bad.sh"]\n[files."/bin/sh"]\nsource = "busybox"\n')
     shutil.copy(shutil.which("busybox") or "", tmp_path / "busybox")
     extended(recipe, 'source = "busybox"', 'source = "busybox"\nmode = "0755"')
-    refused(sh(*build_words(recipe, tmp_path / "x.vnfs", cold)), 1, "the recipe's script 0000-bad.sh failed")
+    refused(sh(*build_words(recipe, tmp_path / "x.vnfs", cold)), 1, "the recipe's script bad.sh failed")
     nothing_left(tmp_path, cold)
 
 
