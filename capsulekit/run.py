@@ -76,8 +76,8 @@ def run(
     """Run a program to its end and return what it printed on stdout (text, UTF-8 with replacement).
 
     ``purpose`` completes the sentence "… is needed to PURPOSE"; it also heads the error. ``env`` replaces the
-    environment; ``timeout`` is in seconds. The program ends when we do, even killed. Raises ToolMissing, DiskFull, or CommandFailed with the last telling line
-    and a command to paste.
+    environment; ``timeout`` is in seconds. The program ends when we do, even killed. Raises ToolMissing, DiskFull, or
+    CommandFailed with the last telling line and a command to paste.
     """
     args = [*tied("KILL", purpose), tool(str(argv[0]), purpose), *(str(a) for a in argv[1:])]
     source = subprocess.PIPE if isinstance(stdin, bytes) else stdin or subprocess.DEVNULL

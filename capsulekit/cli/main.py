@@ -150,8 +150,9 @@ def main(argv: Sequence[str], only: tuple[str, ...] | None = None) -> int:
         return result if isinstance(result, int) else 0
     except click.exceptions.Exit as done:
         return done.exit_code
-    except click.Abort:
-        click.echo("Aborted.", err=True)
+    except click.Abort as stop:
+        ctrl_c = isinstance(stop.__cause__, KeyboardInterrupt)
+        click.echo("Interrupted." if ctrl_c else "Aborted: nothing was changed.", err=True)
         return 1
     except click.ClickException as wrong:
         wrong.show()

@@ -18,8 +18,11 @@ import built
 import perturbed
 import pytest
 
+from capsulekit.apt import mmdebstrap
+from capsulekit.apt.solver import AptRoot
 from capsulekit.cache import default_cache_dir
 from capsulekit.capsule.read import open_capsule
+from capsulekit.errors import TrustError
 
 pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root to build a root file system"),
@@ -441,3 +444,14 @@ def test_a_build_killed_in_the_middle_leaves_nothing_that_hinders_the_next(
     assert out.read_bytes() == small.read_bytes()
     out.unlink()
     nothing_left(tmp_path, cold)
+
+
+def test_an_archive_signed_by_someone_else_is_a_matter_of_trust(tmp_path: Path) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    (tmp_path / "none.gpg").write_bytes(b"")
+    sources = mmdebstrap.default_sources("bookworm", "amd64", scratch)
+    apt = AptRoot(tmp_path / "apt", "amd64", sources, tmp_path / "none.gpg")
+    with pytest.raises(TrustError, match="the package archive's index does not hold: ") as caught:
+        apt.update()
+    assert "\n" not in caught.value.message

@@ -128,7 +128,8 @@ ERRORS = [
     (PartialError("what"), 4, "ERROR: what\n"),
     (OSError(errno.ENOSPC, "No space left on device", "/x"), 1, "ERROR: No space left on device: /x\n"),
     (PermissionError(errno.EACCES, "Permission denied", "/x"), 1, "ERROR: Permission denied: /x\n"),
-    (KeyboardInterrupt(), 1, "\nAborted.\n"),
+    (KeyboardInterrupt(), 1, "\nInterrupted.\n"),
+    (click.Abort(), 1, "Aborted: nothing was changed.\n"),
 ]
 
 
