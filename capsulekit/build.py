@@ -8,15 +8,14 @@ from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
-from capsulekit import kernel
+from capsulekit import initrd, kernel
 from capsulekit.cache import Cache, Step
 from capsulekit.capsule.manifest import Layer, Manifest
 from capsulekit.capsule.write import Member, write_capsule
 from capsulekit.distro.base import Distro, distro
 from capsulekit.errors import CapsulekitError
-from capsulekit.initrd import INITRD_PACKAGES, initrd_step
 from capsulekit.lock import model as locks
-from capsulekit.lock.model import Lock
+from capsulekit.lock.model import Lock, Package
 from capsulekit.progress import Progress
 from capsulekit.recipe.load import load_recipe
 from capsulekit.recipe.model import Recipe
@@ -63,11 +62,24 @@ def build(options: BuildOptions, password: Callable[[], bytes], progress: Progre
     with progress.step("choose packages") as step:
         lock = _lock(recipe, options.lock, maker)
         step.note = f"{sum(len(p) for p in lock.sets.values())} packages"
-    with progress.step("fetch packages"):
-        maker.fetch([p for packages in lock.sets.values() for p in packages], options.offline)
-    parts = _parts(recipe, lock, maker, cache, progress)
+    with progress.step("fetch packages") as step:
+        lacking = _unbuilt(recipe, lock, cache)
+        step.reused = not lacking
+        maker.fetch(lacking, options.offline)
+    parts = _parts(recipe, lock, maker, cache, progress, options.offline)
     with progress.step("pack and sign"):
         return _pack(recipe, lock, parts, signer, options.out)
+
+
+def _unbuilt(recipe: Recipe, lock: Lock, cache: Cache) -> list[Package]:
+    """The packages of parts that have to be made; of the others nothing is needed, so nothing is fetched or checked."""
+    merged = {cache.has_step("modules", kernel.inputs(recipe, lock, merged)) for merged in (True, False)}
+    have = {
+        "rootfs": cache.has_step("rootfs", root.inputs(recipe, lock)),
+        "kernel": any(merged) and cache.has_step("initrd", initrd.inputs(recipe, lock)),
+        "initrd": cache.has_step("initrd", initrd.inputs(recipe, lock)),
+    }
+    return [package for name, made in have.items() if not made for package in lock.sets[name]]
 
 
 def _check_out(out: Path) -> None:
@@ -82,7 +94,7 @@ def _check_out(out: Path) -> None:
 
 def make_lock(recipe: Recipe, maker: Distro) -> Lock:
     """Choose the packages of a recipe from the archive as it is now."""
-    wanted = {"rootfs": recipe.packages, "kernel": [recipe.kernel_package], "initrd": INITRD_PACKAGES}
+    wanted = {"rootfs": recipe.packages, "kernel": [recipe.kernel_package], "initrd": initrd.INITRD_PACKAGES}
     return maker.resolve(wanted, recipe.base)
 
 
@@ -115,7 +127,7 @@ class _Parts:
     initrd: Step
 
 
-def _parts(recipe: Recipe, lock: Lock, maker: Distro, cache: Cache, progress: Progress) -> _Parts:
+def _parts(recipe: Recipe, lock: Lock, maker: Distro, cache: Cache, progress: Progress, offline: bool) -> _Parts:
     """The root on one core; kernel, modules and initrd on the other."""
 
     def timed(name: str, make: Callable[[], Step]) -> Step:
@@ -131,11 +143,12 @@ def _parts(recipe: Recipe, lock: Lock, maker: Distro, cache: Cache, progress: Pr
         modules = pool.submit(
             timed, "kernel and modules", lambda: kernel.modules_step(recipe, lock, maker, cache, likely)
         )
-        initrd = pool.submit(timed, "stage 2", lambda: initrd_step(recipe, lock, maker, cache))
-        _first_failure(rootfs, modules, initrd)
-        parts = _Parts(rootfs.result(), modules.result(), initrd.result())
+        stage2 = pool.submit(timed, "stage 2", lambda: initrd.initrd_step(recipe, lock, maker, cache))
+        _first_failure(rootfs, modules, stage2)
+        parts = _Parts(rootfs.result(), modules.result(), stage2.result())
     merged = root.facts(parts.rootfs).merged_usr
     if merged != likely:
+        maker.fetch(lock.sets["kernel"], offline)
         again = timed("modules, unmerged /usr", lambda: kernel.modules_step(recipe, lock, maker, cache, merged))
         parts = _Parts(parts.rootfs, again, parts.initrd)
     return parts

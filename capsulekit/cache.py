@@ -97,14 +97,17 @@ class Cache:
         part.rename(target)
         return target
 
+    def has_step(self, name: str, inputs: Mapping[str, Any]) -> bool:
+        """Whether a result of these inputs is there (it is checked when it is taken up)."""
+        return (self.root / "steps" / f"{name}-{_identify(name, inputs)[1]}").is_dir()
+
     def step(self, name: str, inputs: Mapping[str, Any], make: Callable[[Path], None]) -> Step:
         """The result folder of a step: reused when the same inputs were built before, else made by ``make(folder)``.
 
         The identity is the sha256 of the name and every input; the result is checked against the digests noted when
         it was made, and only a complete one ever gets its name. Two builds that want the same step wait for each other.
         """
-        text = json.dumps({"step": name, **inputs}, sort_keys=True, separators=(",", ":"))
-        identity = hashlib.sha256(text.encode()).hexdigest()
+        text, identity = _identify(name, inputs)
         final = self.root / "steps" / f"{name}-{identity}"
         with exclusive_lock(self.root / "steps" / f".{name}-{identity}.lock"):
             if _intact(final):
@@ -130,6 +133,12 @@ class Cache:
                 f"the disk is full: no space left for the cache {self.root}",
                 hint="free some space, or choose another place with --cache-dir",
             ) from None
+
+
+def _identify(name: str, inputs: Mapping[str, Any]) -> tuple[str, str]:
+    """What goes into a step as one text, and its sha256."""
+    text = json.dumps({"step": name, **inputs}, sort_keys=True, separators=(",", ":"))
+    return text, hashlib.sha256(text.encode()).hexdigest()
 
 
 class Step:

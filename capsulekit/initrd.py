@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
+
+from initramfs_builder.resources import shell_dir
 
 from capsulekit.cache import Cache, Step, code_identity
 from capsulekit.distro.base import Distro
@@ -22,13 +25,10 @@ APPLETS = (
 )  # fmt: skip
 
 
-def initrd_step(recipe: Recipe, lock: Lock, distro: Distro, cache: Cache) -> Step:
-    """Make (or reuse) ``initrd.img``."""
-    from initramfs_builder.resources import shell_dir
-    from initramfs_builder.stage2 import assemble_stage2
-
+def inputs(recipe: Recipe, lock: Lock) -> dict[str, Any]:
+    """Everything that decides the initrd's bytes."""
     shell = shell_dir("stage2")
-    inputs = {
+    return {
         "kernel": [p.sha256 for p in lock.sets["kernel"]],
         "packages": [p.sha256 for p in lock.sets["initrd"]],
         "modules": recipe.stage2_modules,
@@ -40,7 +40,13 @@ def initrd_step(recipe: Recipe, lock: Lock, distro: Distro, cache: Cache) -> Ste
         "code": code_identity("initramfs_builder", "capsulekit.initrd", "capsulekit.kernel", "capsulekit.apt.deb"),
     }
 
+
+def initrd_step(recipe: Recipe, lock: Lock, distro: Distro, cache: Cache) -> Step:
+    """Make (or reuse) ``initrd.img``."""
+
     def make(out: Path) -> None:
+        from initramfs_builder.stage2 import assemble_stage2
+
         with cache.scratch() as scratch:
             tree, kernel = scratch / "tree", scratch / "kernel"
             for package in lock.sets["initrd"]:
@@ -51,4 +57,4 @@ def initrd_step(recipe: Recipe, lock: Lock, distro: Distro, cache: Cache) -> Ste
                     image, tree, kernel, unpacked.release, recipe.stage2_modules, BINARIES, APPLETS, lock.epoch
                 )
 
-    return cache.step("initrd", inputs, make)
+    return cache.step("initrd", inputs(recipe, lock), make)

@@ -9,7 +9,7 @@ import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from capsulekit.cache import Cache, Step, code_identity
 from capsulekit.distro.base import Distro
@@ -66,9 +66,9 @@ def _depmod(root: Path, release: str) -> None:
     run(["depmod", "-b", root, release], purpose="index kernel modules")
 
 
-def modules_step(recipe: Recipe, lock: Lock, distro: Distro, cache: Cache, merged: bool) -> Step:
-    """Make (or reuse) the modules layer and the kernel image: ``modules.squashfs``, ``vmlinuz``, ``release``."""
-    inputs = {
+def inputs(recipe: Recipe, lock: Lock, merged: bool) -> dict[str, Any]:
+    """Everything that decides the bytes of the kernel's image and modules layer."""
+    return {
         "packages": [p.sha256 for p in lock.sets["kernel"]],
         "keep": recipe.kernel_modules,
         "merged": merged,
@@ -77,6 +77,10 @@ def modules_step(recipe: Recipe, lock: Lock, distro: Distro, cache: Cache, merge
         "level": recipe.level,
         "code": code_identity("capsulekit.kernel", "capsulekit.image", "capsulekit.apt.deb", "initramfs_builder"),
     }
+
+
+def modules_step(recipe: Recipe, lock: Lock, distro: Distro, cache: Cache, merged: bool) -> Step:
+    """Make (or reuse) the modules layer and the kernel image: ``modules.squashfs``, ``vmlinuz``, ``release``."""
 
     def make(out: Path) -> None:
         with cache.scratch() as scratch:
@@ -90,7 +94,7 @@ def modules_step(recipe: Recipe, lock: Lock, distro: Distro, cache: Cache, merge
                 unpacked = tar_tree(tree.modules, f"{prefix}/{tree.release}", lock.epoch, layer)
             (out / "unpacked").write_text(str(unpacked))
 
-    return cache.step("modules", inputs, make)
+    return cache.step("modules", inputs(recipe, lock, merged), make)
 
 
 def _keep_only(tree: KernelTree, names: Sequence[str]) -> None:

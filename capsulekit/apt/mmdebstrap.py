@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import IO
 from urllib.parse import quote
@@ -17,6 +18,7 @@ HERE = Path(__file__).parent
 PURPOSE = "build the root file system"
 
 
+@cache
 def version() -> str:
     """mmdebstrap's version; it decides bytes of the root, so it is noted in the lock."""
     return run(["mmdebstrap", "--version"], purpose=PURPOSE).split()[-1]

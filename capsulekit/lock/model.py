@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import re
 import tomllib
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-
-import tomlkit
 
 from capsulekit.errors import CapsulekitError
 from capsulekit.files import sha256_bytes
@@ -61,19 +60,33 @@ class Lock:
 
     def dumps(self) -> str:
         """The lock as TOML; the same lock always gives the same text."""
-        doc = tomlkit.document()
-        doc.add(tomlkit.comment("Made by capsulekit lock; edit the recipe, not this file."))
-        doc.update(format=FORMAT, distro=self.distro, release=self.release, arch=self.arch, epoch=self.epoch)
-        doc["tools"] = dict(sorted(self.tools.items()))
-        doc["archive"] = [asdict(a) for a in sorted(self.archives)]
+        head = {
+            "format": FORMAT,
+            "distro": self.distro,
+            "release": self.release,
+            "arch": self.arch,
+            "epoch": self.epoch,
+        }
+        lines = ["# Made by capsulekit lock; edit the recipe, not this file.", *_pairs(head)]
+        lines += [f"{name} = []" for name in SETS if not self.sets[name]]
+        lines += ["", "[tools]"]
+        lines += _pairs(dict(sorted(self.tools.items())))
+        for archive in sorted(self.archives):
+            lines += ["", "[[archive]]", *_pairs(asdict(archive))]
         for name in SETS:
-            doc[name] = [asdict(p) for p in sorted(self.sets[name])]
-        return tomlkit.dumps(doc)
+            for package in sorted(self.sets[name]):
+                lines += ["", f"[[{name}]]", *_pairs(asdict(package))]
+        return "\n".join(lines) + "\n"
 
     @property
     def digest(self) -> str:
         """Hex sha256 of the lock's text."""
         return sha256_bytes(self.dumps().encode())
+
+
+def _pairs(values: Mapping[str, object]) -> list[str]:
+    """TOML lines. Written by hand: every text is plain (see loads), and a TOML library takes a third of a second."""
+    return [f"{key} = {value}" if isinstance(value, int) else f'{key} = "{value}"' for key, value in values.items()]
 
 
 def loads(text: str, where: str) -> Lock:

@@ -39,7 +39,7 @@ class RootFacts:
 
 def rootfs_step(recipe: Recipe, lock: Lock, distro: Distro, cache: Cache) -> Step:
     """Make (or reuse) the rootfs layer."""
-    return cache.step("rootfs", _inputs(recipe, lock), lambda out: _make(recipe, lock, distro, cache, out))
+    return cache.step("rootfs", inputs(recipe, lock), lambda out: _make(recipe, lock, distro, cache, out))
 
 
 def facts(step: Step) -> RootFacts:
@@ -48,7 +48,8 @@ def facts(step: Step) -> RootFacts:
     return RootFacts(**{**noted, "unmatched": tuple(noted["unmatched"])})
 
 
-def _inputs(recipe: Recipe, lock: Lock) -> dict[str, Any]:
+def inputs(recipe: Recipe, lock: Lock) -> dict[str, Any]:
+    """Everything that decides the rootfs layer's bytes."""
     return {
         "packages": [p.sha256 for p in lock.sets["rootfs"]],
         "init": recipe.init,
