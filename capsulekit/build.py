@@ -13,7 +13,7 @@ from capsulekit.cache import Cache, Step
 from capsulekit.capsule.manifest import Layer, Manifest
 from capsulekit.capsule.write import Member, write_capsule
 from capsulekit.distro.base import Distro, distro
-from capsulekit.errors import CapsulekitError
+from capsulekit.errors import CapsulekitError, UsageError
 from capsulekit.lock import model as locks
 from capsulekit.lock.model import Lock, Package
 from capsulekit.progress import Progress
@@ -54,7 +54,11 @@ def build(options: BuildOptions, password: Callable[[], bytes], progress: Progre
     """Build, sign and write one capsule; raises CapsulekitError and then leaves nothing at ``options.out``."""
     recipe = load_recipe(options.recipe)
     if options.offline and options.lock is None:
-        raise CapsulekitError("--offline needs a lock", hint="make one with: capsulekit lock " + str(options.recipe))
+        beside = options.recipe.with_suffix(".lock")
+        raise UsageError(
+            "--offline needs a lock",
+            hint=f"make one with: capsulekit lock {options.recipe}; then add: --lock {beside}",
+        )
     _check_out(options.out)
     signer = load_secret(options.key, password)
     cache = Cache(options.cache)

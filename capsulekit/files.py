@@ -26,7 +26,11 @@ def fsync_dir(path: Path) -> None:
 @contextmanager
 def atomic_file(path: Path, mode: int = 0o644) -> Iterator[IO[bytes]]:
     """A file that appears under ``path`` only when the block ends well; otherwise nothing is left behind."""
-    fd, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    try:
+        fd, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    except OSError as error:
+        # The user asked for this file, not for the one beside it.
+        raise OSError(error.errno, os.strerror(error.errno or 0), str(path)) from None
     try:
         with os.fdopen(fd, "wb") as out:
             yield out

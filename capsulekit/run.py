@@ -20,6 +20,7 @@ PACKAGE_OF = {
     "depmod": "kmod",
     "dnsmasq": "dnsmasq-base",
     "dpkg-deb": "dpkg",
+    "env": "coreutils",
     "ip": "iproute2",
     "losetup": "mount",
     "minisign": "minisign",
@@ -120,7 +121,8 @@ def run_apart(
     It gets a process group of its own, because mmdebstrap sends its whole group a HUP when its tar breaks off, and a
     process-id namespace that ends with it: when this process ends, however it does, nothing of it goes on.
     """
-    apart = [tool("unshare", purpose), "--pid", "--fork", "--kill-child"]
+    # Under nohup HUP is ignored, by children too: what mmdebstrap tells to end would go on, and it would wait for ever.
+    apart = [tool("env", purpose), "--default-signal=HUP", tool("unshare", purpose), "--pid", "--fork", "--kill-child"]
     args = [*tied("KILL", purpose), *apart, tool(str(argv[0]), purpose), *(str(a) for a in argv[1:])]
     with subprocess.Popen(
         args, cwd=cwd, env=env, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, umask=0o022, process_group=0

@@ -44,6 +44,10 @@ def default_recipe() -> Path:
 def build_stage1(recipe: Path, out: Path, cache_dir: Path, progress: Progress) -> Stage1Result:
     """Write ``out/vmlinuz`` and ``out/stage1.img``; raises CapsulekitError."""
     table = _load(recipe)
+    try:
+        out.mkdir(parents=True, exist_ok=True)  # what would stop the last step is said before the first
+    except (FileExistsError, NotADirectoryError):
+        raise CapsulekitError(f"{out} is not a folder", hint="name the folder to write stage 1 to") from None
     cache = Cache(cache_dir)
     maker = distro(table["distro"]["name"], table["distro"]["release"], table["distro"]["arch"], cache)
     with progress.step("choose packages"):
@@ -54,7 +58,6 @@ def build_stage1(recipe: Path, out: Path, cache_dir: Path, progress: Progress) -
     with progress.step("assemble stage 1") as record:
         step = cache.step("stage1", _inputs(table, lock), lambda folder: _make(table, lock, maker, cache, folder))
         record.reused = step.reused
-    out.mkdir(parents=True, exist_ok=True)
     for name in NAMES:
         with atomic_file(out / name) as target, (step.folder / name).open("rb") as source:
             while chunk := source.read(1 << 20):
@@ -65,8 +68,10 @@ def build_stage1(recipe: Path, out: Path, cache_dir: Path, progress: Progress) -
 def _load(path: Path) -> dict[str, Any]:
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise CapsulekitError(f"{path}: the stage-1 recipe cannot be read: {error}") from None
+    except UnicodeDecodeError:
+        raise CapsulekitError(f"{path}: the stage-1 recipe cannot be read: it is not UTF-8 text") from None
+    except OSError as error:
+        raise CapsulekitError(f"{path}: the stage-1 recipe cannot be read: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise CapsulekitError(f"{path}: not valid TOML: {error}") from None
     checked: dict[str, Any] = {}

@@ -55,10 +55,12 @@ class InitRequest:
 
 @dataclass(frozen=True)
 class InitResult:
-    """The site as it is now; ``new`` when it was not there before."""
+    """The site as it is now; ``new`` when it was not there before, else ``changed`` names what is not as it was."""
 
     site: SiteConfig
     new: bool
+    changed: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 def current_site(paths: SitePaths) -> SiteConfig | None:
@@ -92,6 +94,8 @@ def init_site(paths: SitePaths, request: InitRequest) -> InitResult:
     stage1 = _stage1_sources(request.stage1) if request.stage1 else {}
     registry = registry_path(paths, site)
     refuse_network_path(registry)
+    request, warnings = _default_vnfs(registry, request)
+    changed = _changed(old or site, site, defaults, request)
     _make_folders(paths, registry)
     with exclusive_lock(paths.state / ".init.lock"):
         _write_settings(paths, site, request, defaults)
@@ -102,7 +106,31 @@ def init_site(paths: SitePaths, request: InitRequest) -> InitResult:
         ensure_ca(paths)
         # Last: with it the site counts as initialised.
         Registry(registry).close()
-    return InitResult(site, new=old is None)
+    return InitResult(site, old is None, changed, warnings)
+
+
+def _default_vnfs(registry: Path, request: InitRequest) -> tuple[InitRequest, tuple[str, ...]]:
+    """The request with the capsule's installed name in it; a warning when a site that is there has none like it."""
+    if not request.default_vnfs or not registry.exists():
+        return request, ()
+    from provisioner.registry.registry import Registry
+
+    known = Registry(registry)
+    try:
+        name = request.default_vnfs
+        if not any(name in (c.name, c.name.removesuffix(f"-{c.version}.{c.arch}")) for c in known.capsules()):
+            return request, (f"no capsule {name!r} is installed yet",)
+        return replace(request, default_vnfs=known.find_capsule(name).name), ()
+    finally:
+        known.close()
+
+
+def _changed(old: SiteConfig, site: SiteConfig, defaults: Defaults, request: InitRequest) -> tuple[str, ...]:
+    """The settings that this run changes, as their files spell them."""
+    names = [key for key in request.changes() if getattr(old, key) != getattr(site, key)]
+    if request.default_vnfs not in (None, defaults.vnfs):
+        names.append("default vnfs")
+    return (*names, "stage 1") if request.stage1 else tuple(names)
 
 
 def _make_folders(paths: SitePaths, registry: Path) -> None:

@@ -11,7 +11,7 @@ from capsulekit.output import table
 from provisioner.registry.model import Node
 
 SUMMARY = (("HostName", 20), ("GroupName", 12), ("Enabled", 9), ("Vnfs", 0))
-STATUS = (("HostName", 20), ("Status", 14), ("IpAddr", 22), ("Last Contact", 14), ("Boot", 0))
+STATUS = (("HostName", 20), ("Status", 14), ("IpAddr", 25), ("Last Contact", 14), ("Boot", 0))
 
 
 def record(node: Node) -> dict[str, Any]:

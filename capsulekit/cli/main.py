@@ -172,6 +172,8 @@ def main(argv: Sequence[str], only: tuple[str, ...] | None = None) -> int:
         if debug:
             raise
         click.echo(f"ERROR: {error.strerror or error}: {error.filename or ''}".rstrip(": "), err=True)
+        if isinstance(error, PermissionError) and os.geteuid() != 0:
+            click.echo("       try it as root", err=True)
         return 1
     except Exception as bug:
         if debug:

@@ -116,8 +116,10 @@ def load(path: Path) -> Lock:
     """Read the lock file at ``path``."""
     try:
         return loads(path.read_text(encoding="utf-8"), str(path))
-    except (OSError, UnicodeDecodeError) as error:
-        raise CapsulekitError(f"{path}: the lock cannot be read: {error}") from None
+    except UnicodeDecodeError:
+        raise CapsulekitError(f"{path}: the lock cannot be read: it is not UTF-8 text") from None
+    except OSError as error:
+        raise CapsulekitError(f"{path}: the lock cannot be read: {error.strerror}") from None
 
 
 def _check_package(package: Package, where: str) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from capsulekit.cache import Cache
 from capsulekit.capsule.read import open_capsule
 from capsulekit.distro.base import distro
+from capsulekit.errors import CapsulekitError
 from capsulekit.files import atomic_write
 from capsulekit.lock.model import Lock
 from capsulekit.recipe.load import load_recipe
@@ -17,6 +18,10 @@ def write_lock(recipe_path: Path, out: Path, cache_dir: Path) -> Lock:
     from capsulekit.build import make_lock
 
     recipe = load_recipe(recipe_path)
+    if not out.parent.is_dir():
+        raise CapsulekitError(f"there is no folder {out.parent} to write the lock to", hint="make it first")
+    if out.is_dir():
+        raise CapsulekitError(f"{out} is a folder", hint=f"name the lock's file, such as {out}/{recipe_path.stem}.lock")
     lock = make_lock(recipe, distro(recipe.distro, recipe.release, recipe.arch, Cache(cache_dir)))
     atomic_write(out, lock.dumps().encode())
     return lock

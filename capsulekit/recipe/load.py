@@ -37,8 +37,10 @@ def _read(path: Path) -> tuple[Table, str]:
         return tomlkit.parse(text).unwrap(), text
     except FileNotFoundError:
         raise CapsulekitError(f"there is no recipe {path}", hint="recipes are TOML files; see recipes/") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise CapsulekitError(f"{path}: the recipe cannot be read: {error}") from None
+    except UnicodeDecodeError:
+        raise CapsulekitError(f"{path}: the recipe cannot be read: it is not UTF-8 text") from None
+    except OSError as error:
+        raise CapsulekitError(f"{path}: the recipe cannot be read: {error.strerror}") from None
     except ParseError as error:
         raise CapsulekitError(f"{path}:{error.line}: not valid TOML: {error}") from None
     except (TOMLKitError, ValueError, RecursionError) as error:

@@ -253,6 +253,12 @@ def _read(path: Path) -> str:
     try:
         with path.open("rb") as f:
             return f.read(MAX_FILE).decode("utf-8", "replace")
+    except FileNotFoundError as wrong:
+        secret = path.suffix != ".pub"
+        raise CapsulekitError(
+            f"can't read the key {path}: {wrong.strerror}",
+            hint=f"make a pair with: capsulekit keygen {path}" if secret else None,
+        ) from wrong
     except OSError as wrong:
         raise CapsulekitError(f"can't read the key {path}: {wrong.strerror}") from wrong
 

@@ -69,5 +69,10 @@ def init_asking(options: Options, request: InitRequest) -> None:
             request = replace(request, **answer)
     result = init_site(options.paths, request)
     site = result.site
-    say(options, f"Site {site.name!r} {'is ready' if result.new else 'is up to date'}: {options.paths.config}")
+    state = "is ready" if result.new else "is up to date"
+    if result.changed and not result.new:
+        state = f"has changed ({', '.join(result.changed)})"
+    say(options, f"Site {site.name!r} {state}: {options.paths.config}")
     say(options, f"Nodes on {site.interface} get {site.range_start}-{site.range_end} from {site.address}")
+    for warning in result.warnings:
+        click.echo(f"WARNING: {warning}", err=True)

@@ -97,7 +97,9 @@ class Dnsmasq:
         while not await asyncio.to_thread(answers, self.address, self._mark):
             if self.pid is None:
                 await asyncio.sleep(0.1)  # its last words may still be in the pipe
-                raise CapsulekitError(f"dnsmasq does not start: {self._last_words()}")
+                why = self._last_words()
+                busy = "another DHCP, DNS or TFTP server runs on this machine? Stop it, or keep it off this interface"
+                raise CapsulekitError(f"dnsmasq does not start: {why}", hint=busy if "in use" in why else None)
             if time.monotonic() > end:
                 await self._end()
                 raise CapsulekitError(f"dnsmasq did not answer on {self.address} within {START_SECONDS:.0f} s")
@@ -135,6 +137,8 @@ class Dnsmasq:
         assert process.stderr
         while line := await process.stderr.readline():
             text = line.decode("utf-8", "replace").strip()
+            if not text:
+                continue
             self._said = [*self._said[-9:], text]
             self.log("dnsmasq", says=text)
 

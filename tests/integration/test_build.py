@@ -316,7 +316,7 @@ def test_no_network_is_said_with_the_way_out(tmp_path: Path, recipe: Path, cold:
 
 
 def test_offline_needs_a_lock_and_every_package(small: Path, tmp_path: Path, recipe: Path, cold: Path) -> None:
-    refused(sh(*build_words(recipe, tmp_path / "x.vnfs", cold, "--offline")), 1, "--offline needs a lock", "lock")
+    refused(sh(*build_words(recipe, tmp_path / "x.vnfs", cold, "--offline")), 2, "--offline needs a lock", "--lock")
     shutil.rmtree(cold / "packages")
     words = build_words(built.BUSYBOX, tmp_path / "x.vnfs", cold, "--offline", "--lock", lock_of(small, tmp_path))
     refused(sh(*words), 1, "locked packages are not in the cache", "without --offline")

@@ -200,7 +200,7 @@ def test_every_program_says_which_package_brings_it() -> None:
     from capsulekit.run import PACKAGE_OF
 
     setup = text_of(ROOT / "setup.sh")
-    always = {"apt", "dpkg", "mount", "util-linux"}
+    always = {"apt", "coreutils", "dpkg", "mount", "util-linux"}
     for program, package in PACKAGE_OF.items():
         assert package in always or re.search(rf"\b{re.escape(package)}\b", setup), (
             f"{program}: {package} is not in setup.sh"

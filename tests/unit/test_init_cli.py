@@ -15,6 +15,7 @@ from capsulekit.cli.main import main
 from capsulekit.errors import CapsulekitError
 from capsulekit.sitepaths import SitePaths
 from provisioner.registry.defaults import load_defaults
+from provisioner.registry.model import InstalledCapsule
 from provisioner.registry.registry import open_registry
 from provisioner.siteconf import NotInitialised, load_site
 
@@ -83,7 +84,8 @@ def test_a_later_run_changes_only_what_its_flags_say(init: Init, paths: SitePath
     (paths.config / "defaults.toml").write_text('# my own\ngroup = "blue"\n')
     main(["node", "add", "52:54:00:00:00:01", "-q", "--config-dir", str(paths.config), "--state-dir", str(paths.state)])
     before = conf.read_text()
-    assert init("--kargs", 'quiet x="1"', "--default-vnfs", "deb")[0] == 0
+    done = init("--kargs", 'quiet x="1"', "--default-vnfs", "deb")
+    assert done == (0, "WARNING: no capsule 'deb' is installed yet\n")
     site = load_site(paths)
     assert (site.name, site.kargs, site.interface) == ("mine", 'quiet x="1"', "ck0")
     assert [line for line in conf.read_text().splitlines() if not line.startswith("kargs")] == [
@@ -92,6 +94,30 @@ def test_a_later_run_changes_only_what_its_flags_say(init: Init, paths: SitePath
     assert (paths.config / "defaults.toml").read_text().startswith('# my own\ngroup = "blue"\n')
     assert load_defaults(paths).vnfs == "deb"
     assert len(open_registry(paths).nodes()) == 1
+
+
+def test_a_later_run_says_what_it_changed(init: Init, paths: SitePaths, capsys: pytest.CaptureFixture[str]) -> None:
+    def said(*words: str) -> str:
+        folders = ("--config-dir", str(paths.config), "--state-dir", str(paths.state))
+        assert main(["init", *words, *folders]) == 0
+        return capsys.readouterr().out.splitlines()[0].split(": ")[0]
+
+    assert said(*FULL) == "Site 'cluster' is ready"
+    assert said(*FULL) == "Site 'cluster' is up to date"
+    assert said("--policy", "accept", "--default-vnfs", "deb") == "Site 'cluster' has changed (policy, default vnfs)"
+    assert said("--policy", "accept", "--default-vnfs", "deb") == "Site 'cluster' is up to date"
+
+
+def test_the_default_capsule_may_be_named_in_short(init: Init, paths: SitePaths) -> None:
+    init(*FULL)
+    registry = open_registry(paths)
+    registry.add_capsule(InstalledCapsule("deb-1.0.amd64", "ab" * 32, "00", "RWQ", "1.0", "amd64", 1.0))
+    assert init("--default-vnfs", "deb") == (0, "")
+    assert load_defaults(paths).vnfs == "deb-1.0.amd64"
+    registry.add_capsule(InstalledCapsule("deb-2.0.amd64", "cd" * 32, "00", "RWQ", "2.0", "amd64", 1.0))
+    status, err = init("--default-vnfs", "deb")
+    assert status == 1 and "deb-1.0.amd64 or deb-2.0.amd64" in err
+    assert load_defaults(paths).vnfs == "deb-1.0.amd64"
 
 
 @pytest.mark.parametrize(

@@ -104,8 +104,12 @@ def test_a_hostile_lock_is_refused_in_one_line(name: str) -> None:
 
 def test_a_lock_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "b.lock").write_bytes(b"\xff")
-    for path in (tmp_path, tmp_path / "none", tmp_path / "b.lock"):
-        with pytest.raises(CapsulekitError, match=f"{path}: the lock cannot be read"):
+    for path, why in (
+        (tmp_path, "Is a directory"),
+        (tmp_path / "none", "No such file or directory"),
+        (tmp_path / "b.lock", "it is not UTF-8 text"),
+    ):
+        with pytest.raises(CapsulekitError, match=f"^{path}: the lock cannot be read: {why}$"):
             load(path)
 
 

@@ -18,6 +18,7 @@ from capsulekit.cli.main import PERCEUS, Options, hoist, main
 from capsulekit.errors import CapsulekitError, PartialError, TrustError, UsageError
 
 BIN = Path(sys.executable).parent
+RECIPES = Path(__file__).parents[2] / "recipes"
 
 
 def program(*words: str | Path, name: str = "capsulekit", stdin: str = "") -> subprocess.CompletedProcess[str]:
@@ -197,3 +198,35 @@ def test_what_is_no_command_is_not_found(name: str) -> None:
 def test_json_is_a_document_and_nothing_else(tmp_path: Path) -> None:
     done = program("--json", "trust", "list", "--config-dir", tmp_path)
     assert done.returncode == 0 and json.loads(done.stdout) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "where", "said"),
+    [
+        (("lock", "debian-12-compute.toml", "-o"), "none/a.lock", "there is no folder {0}/none to write the lock to"),
+        (("lock", "debian-12-compute.toml", "-o"), "", "{0} is a folder"),
+        (("stage1", "build", "stage1-debian-12.toml", "-o"), "file", "{0}/file is not a folder"),
+        (("stage1", "build", "stage1-debian-12.toml", "-o"), "file/x", "{0}/file/x is not a folder"),
+    ],
+)
+def test_a_place_that_cannot_be_written_is_said_before_any_work(
+    words: tuple[str, ...], where: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("kept")
+    cache = tmp_path / "cache"
+    argv = [str(RECIPES / word) if word.endswith(".toml") else word for word in words]
+    assert main([*argv, str(tmp_path / where), "--cache-dir", str(cache)]) == 1
+    assert capsys.readouterr().err.splitlines()[0] == "ERROR: " + said.format(tmp_path)
+    assert not cache.exists() and (tmp_path / "file").read_text() == "kept"
+
+
+def test_who_may_not_is_told_to_try_it_as_root(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", "/x")
+
+    monkeypatch.setattr(module.root, "main", refuse)
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    assert main(["node", "list"]) == 1
+    assert capsys.readouterr().err == "ERROR: Permission denied: /x\n       try it as root\n"

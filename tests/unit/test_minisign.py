@@ -112,8 +112,12 @@ def test_what_is_no_key_is_refused(tmp_path: Path, text: str) -> None:
 
 
 def test_a_missing_key_file_is_said_plainly(tmp_path: Path) -> None:
-    with pytest.raises(CapsulekitError, match=r"can't read the key .*: No such file"):
+    with pytest.raises(CapsulekitError, match=r"can't read the key .*: No such file") as public:
         minisign.load_public(tmp_path / "none.pub")
+    assert public.value.hint is None
+    with pytest.raises(CapsulekitError, match=r"can't read the key .*: No such file") as secret:
+        minisign.load_secret(tmp_path / "none", no_password)
+    assert secret.value.hint == f"make a pair with: capsulekit keygen {tmp_path / 'none'}"
 
 
 def test_key_files_are_made_once_with_their_modes(tmp_path: Path) -> None:

@@ -49,6 +49,14 @@ def refused(folder: Path, text: str) -> CapsulekitError:
     return caught.value
 
 
+def test_a_recipe_that_cannot_be_read_is_said_plainly(tmp_path: Path) -> None:
+    (tmp_path / "b.toml").write_bytes(b"\xff")
+    for path, why in ((tmp_path, "Is a directory"), (tmp_path / "b.toml", "it is not UTF-8 text")):
+        with pytest.raises(CapsulekitError) as caught:
+            load_recipe(path)
+        assert caught.value.message == f"{path}: the recipe cannot be read: {why}"
+
+
 def test_a_recipe_is_read_with_its_defaults(tmp_path: Path) -> None:
     made = recipe(tmp_path)
     assert made.full_name == "tiny-1.0.amd64"

@@ -105,8 +105,8 @@ t.join()
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root for a process-id namespace")
 
 
-def apart(folder: Path, script: str, *more: str) -> subprocess.Popen[str]:
-    words = [sys.executable, "-c", APART, script, *more]
+def apart(folder: Path, script: str, *more: str, before: tuple[str, ...] = ()) -> subprocess.Popen[str]:
+    words = [*before, sys.executable, "-c", APART, script, *more]
     return subprocess.Popen(words, cwd=folder, stdout=subprocess.PIPE, text=True, start_new_session=True)
 
 
@@ -123,9 +123,10 @@ def sleepers(mark: str) -> list[str]:
 
 
 @needs_root
-def test_a_program_that_hangs_up_its_whole_group_does_not_hit_us(tmp_path: Path) -> None:
-    with apart(tmp_path, "umask; kill -HUP 0; sleep 60") as child:
-        out, _ = child.communicate(timeout=60)
+@pytest.mark.parametrize("before", [(), ("nohup",)], ids=["at-a-terminal", "under-nohup"])
+def test_a_program_that_hangs_up_its_whole_group_does_not_hit_us(tmp_path: Path, before: tuple[str, ...]) -> None:
+    with apart(tmp_path, "umask; kill -HUP 0; sleep 60", before=before) as child:
+        out, _ = child.communicate(timeout=30)
     assert child.returncode == 0 and out.startswith("status ") and out != "status 0\n"
     assert (tmp_path / "out").read_text() == "0022\n"
 
