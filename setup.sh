@@ -7,7 +7,7 @@ cd "$(dirname "$0")"
 BASE="debian-archive-keyring dnsmasq-base iproute2 ipxe kmod mmdebstrap squashfs-tools"
 DEMO="$BASE ipxe-qemu qemu-system-x86"
 TEST="$DEMO acl busybox-static cpio curl dash faketime gcc git libc6-dev libcap2-bin minisign openssh-client openssl shellcheck"
-BENCH="$DEMO dracut-core initramfs-tools-core time"
+BENCH="$DEMO dracut-core initramfs-tools-core time zstd"
 
 case ${1:-} in
     base) wanted=$BASE ;;

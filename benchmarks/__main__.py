@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import shutil
+import contextlib
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from initramfs_builder.stage1 import assemble
 
 from capsulekit.build import BuildOptions, build
 from capsulekit.cache import Cache, default_cache_dir
@@ -17,7 +19,7 @@ from capsulekit.distro.base import distro
 from capsulekit.kernel import unpack_kernel
 from capsulekit.progress import Progress
 from capsulekit.recipe.load import load_recipe
-from capsulekit.stage1 import build_stage1, default_recipe
+from capsulekit.stage1 import build_stage1, default_recipe, load_stage1
 from capsulekit.trust.minisign import create_key_files
 from provisioner.lab.demo import mac_of, steps_text
 from provisioner.lab.lab import Lab
@@ -40,6 +42,18 @@ def command(argv: list[str | Path]) -> None:
     done = subprocess.run(argv, capture_output=True, stdin=subprocess.DEVNULL, check=False)
     if done.returncode != 0:
         sys.exit(f"{argv[0]} failed: {done.stderr.decode(errors='replace')[-2000:]}")
+
+
+@contextlib.contextmanager
+def mount_point(path: Path) -> Iterator[None]:
+    """A folder to mount on; removed afterwards when this machine had none."""
+    made = not path.exists()
+    path.mkdir(exist_ok=True)
+    try:
+        yield
+    finally:
+        if made:
+            path.rmdir()
 
 
 def row(name: str, seconds: float, than: float | None = None, note: str = "") -> None:
@@ -72,37 +86,39 @@ def bench_build(folder: Path) -> None:
 
 
 def bench_stage1(folder: Path) -> None:
-    """Assembly of stage 1 beside mkinitramfs and dracut for the same kernel."""
-    print("Stage 1 for the same kernel (generic images, zstd)")
-    cache = Cache(default_cache_dir())
-    maker = distro("debian", "12", "amd64", cache)
-    lock = maker.resolve({"rootfs": [], "kernel": ["linux-image-cloud-amd64"], "initrd": []}, "extract")
-    maker.fetch(lock.sets["kernel"], False)
-    kernel = unpack_kernel(lock.sets["kernel"], maker, folder / "kernel")
+    """Assembly of stage 1 beside mkinitramfs and dracut, all from unpacked files of the same kernel."""
+    print("Stage 1 for the same kernel")
+    recipe = load_stage1(default_recipe())
+    maker = distro("debian", "12", "amd64", Cache(default_cache_dir()))
+    lock = maker.resolve({"rootfs": [], "kernel": [recipe.kernel], "initrd": recipe.packages}, "extract")
+    maker.fetch([p for packages in lock.sets.values() for p in packages], False)
 
-    def assemble() -> object:
-        for step in (default_cache_dir() / "steps").glob("stage1-*"):
-            shutil.rmtree(step)
-        progress = Progress()
-        build_stage1(default_recipe(), folder / "stage1", default_cache_dir(), progress)
-        own.append(next(s.seconds for s in progress.steps if s.name == "assemble stage 1"))
-        return None
+    def unpack() -> None:
+        for package in lock.sets["initrd"]:
+            maker.unpack(package, folder / "tree")
+        unpack_kernel(lock.sets["kernel"], maker, folder / "kernel")
 
-    own: list[float] = []
-    inside: list[str | Path] = ["unshare", "-m", "sh", "-euc", WITH_KERNEL, "sh", kernel.root]
-    mkinitramfs = timed(
-        lambda: command([*inside, "mkinitramfs", "-c", "zstd", "-o", folder / "mk.img", kernel.release])
-    )
+    unpacking = timed(unpack)
+    release = next((folder / "kernel/usr/lib/modules").iterdir()).name
+
+    def assemble_ours() -> None:
+        with (folder / "ours.img").open("wb") as out:
+            assemble(out, folder / "tree", folder / "kernel", release, recipe.config, lock.epoch, recipe.level)
+
+    inside: list[str | Path] = ["unshare", "-m", "sh", "-euc", WITH_KERNEL, "sh", folder / "kernel"]
     generic: list[str | Path] = ["dracut", "-q", "--force", "--no-hostonly", "--zstd"]
-    dracut = timed(lambda: command([*inside, *generic, folder / "dracut.img", kernel.release]))
-    total = timed(assemble)
-    sizes = {name: (folder / name).stat().st_size / 1e6 for name in ("mk.img", "dracut.img")}
-    row("mkinitramfs", mkinitramfs, note=f"{sizes['mk.img']:.1f} MB")
-    row("dracut --no-hostonly", dracut, note=f"{sizes['dracut.img']:.1f} MB")
-    size = (folder / "stage1/stage1.img").stat().st_size / 1e6
-    row("capsulekit, unpack packages and assemble", own[0], mkinitramfs, f"{size:.1f} MB, aim 0.1; peer is mkinitramfs")
-    row("the same", own[0], dracut, "peer is dracut")
-    row("with choosing and fetching packages", total, mkinitramfs)
+    with mount_point(Path("/lib/modules")):
+        ours = timed(assemble_ours)
+        mkinitramfs = timed(lambda: command([*inside, "mkinitramfs", "-c", "zstd", "-o", folder / "mk.img", release]))
+        dracut = timed(lambda: command([*inside, *generic, folder / "dracut.img", release]))
+        again = timed(assemble_ours)
+    size = {name: f"{(folder / name).stat().st_size / 1e6:.1f} MB" for name in ("ours.img", "mk.img", "dracut.img")}
+    row("mkinitramfs, generic (MODULES=most)", mkinitramfs, note=size["mk.img"])
+    row("dracut --no-hostonly", dracut, note=size["dracut.img"])
+    row("capsulekit, assembly", ours, mkinitramfs, f"{size['ours.img']}, aim 0.1; peer is mkinitramfs")
+    row("the same, peer is dracut", ours, dracut)
+    row("the same, once more", again, mkinitramfs)
+    row("unpacking the packages before (peers: installed)", unpacking)
 
 
 def bench_boot(folder: Path) -> None:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import tomllib
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from initramfs_builder.resources import shell_dir
+from initramfs_builder.stage1 import Stage1Config, assemble
+
 from capsulekit.cache import Cache, code_identity
-from capsulekit.distro.base import distro
+from capsulekit.distro.base import Distro, distro
 from capsulekit.errors import CapsulekitError
 from capsulekit.files import atomic_file, sha256_file
 from capsulekit.kernel import unpack_kernel
+from capsulekit.lock.model import Lock
 from capsulekit.progress import Progress
 
 NAMES = ("vmlinuz", "stage1.img")
@@ -21,6 +25,19 @@ SECTIONS: dict[str, dict[str, type]] = {
     "kernel": {"package": str},
     "stage1": {"binaries": list, "applets": list, "modules": list, "files": list, "level": int},
 }
+
+
+@dataclass(frozen=True)
+class Stage1Recipe:
+    """What stage 1 is made of: a release, its packages, its kernel's package, and what goes into the image."""
+
+    distro: str
+    release: str
+    arch: str
+    packages: tuple[str, ...]
+    kernel: str
+    config: Stage1Config
+    level: int
 
 
 @dataclass(frozen=True)
@@ -43,20 +60,19 @@ def default_recipe() -> Path:
 
 def build_stage1(recipe: Path, out: Path, cache_dir: Path, progress: Progress) -> Stage1Result:
     """Write ``out/vmlinuz`` and ``out/stage1.img``; raises CapsulekitError."""
-    table = _load(recipe)
+    wanted = load_stage1(recipe)
     try:
         out.mkdir(parents=True, exist_ok=True)  # what would stop the last step is said before the first
     except (FileExistsError, NotADirectoryError):
         raise CapsulekitError(f"{out} is not a folder", hint="name the folder to write stage 1 to") from None
     cache = Cache(cache_dir)
-    maker = distro(table["distro"]["name"], table["distro"]["release"], table["distro"]["arch"], cache)
+    maker = distro(wanted.distro, wanted.release, wanted.arch, cache)
     with progress.step("choose packages"):
-        wanted = {"rootfs": [], "kernel": [table["kernel"]["package"]], "initrd": table["packages"]["include"]}
-        lock = maker.resolve(wanted, "extract")
+        lock = maker.resolve({"rootfs": [], "kernel": [wanted.kernel], "initrd": wanted.packages}, "extract")
     with progress.step("fetch packages"):
         maker.fetch([p for packages in lock.sets.values() for p in packages], False)
     with progress.step("assemble stage 1") as record:
-        step = cache.step("stage1", _inputs(table, lock), lambda folder: _make(table, lock, maker, cache, folder))
+        step = cache.step("stage1", _inputs(wanted, lock), lambda folder: _make(wanted, lock, maker, cache, folder))
         record.reused = step.reused
     for name in NAMES:
         with atomic_file(out / name) as target, (step.folder / name).open("rb") as source:
@@ -65,7 +81,22 @@ def build_stage1(recipe: Path, out: Path, cache_dir: Path, progress: Progress) -
     return Stage1Result(out, *((out / name).stat().st_size for name in NAMES))
 
 
-def _load(path: Path) -> dict[str, Any]:
+def load_stage1(path: Path) -> Stage1Recipe:
+    """Read and check a stage-1 recipe; raises CapsulekitError naming what is wrong."""
+    table = _table(path)
+    lists = {key: tuple(value) for key, value in table["stage1"].items() if isinstance(value, list)}
+    return Stage1Recipe(
+        distro=table["distro"]["name"],
+        release=table["distro"]["release"],
+        arch=table["distro"]["arch"],
+        packages=tuple(table["packages"]["include"]),
+        kernel=table["kernel"]["package"],
+        config=Stage1Config(**lists),
+        level=table["stage1"]["level"],
+    )
+
+
+def _table(path: Path) -> dict[str, Any]:
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError:
@@ -96,12 +127,10 @@ def _load(path: Path) -> dict[str, Any]:
     return checked
 
 
-def _inputs(table: dict[str, Any], lock: Any) -> dict[str, Any]:
-    from initramfs_builder.resources import shell_dir
-
+def _inputs(wanted: Stage1Recipe, lock: Lock) -> dict[str, Any]:
     shell = shell_dir("stage1")
     return {
-        "recipe": table,
+        "recipe": asdict(wanted),
         "kernel": [p.sha256 for p in lock.sets["kernel"]],
         "packages": [p.sha256 for p in lock.sets["initrd"]],
         "epoch": lock.epoch,
@@ -111,21 +140,12 @@ def _inputs(table: dict[str, Any], lock: Any) -> dict[str, Any]:
     }
 
 
-def _make(table: dict[str, Any], lock: Any, maker: Any, cache: Cache, folder: Path) -> None:
-    from initramfs_builder.stage1 import Stage1Config, assemble
-
+def _make(wanted: Stage1Recipe, lock: Lock, maker: Distro, cache: Cache, folder: Path) -> None:
     with cache.scratch() as scratch:
         tree, kernel = scratch / "tree", scratch / "kernel"
         for package in lock.sets["initrd"]:
             maker.unpack(package, tree)
         unpacked = unpack_kernel(lock.sets["kernel"], maker, kernel)
-        wanted = table["stage1"]
-        config = Stage1Config(
-            binaries=tuple(wanted["binaries"]),
-            modules=tuple(wanted["modules"]),
-            applets=tuple(wanted["applets"]),
-            files=tuple(wanted["files"]),
-        )
         with (folder / "stage1.img").open("wb") as image:
-            assemble(image, tree, kernel, unpacked.release, config, lock.epoch, wanted["level"])
+            assemble(image, tree, kernel, unpacked.release, wanted.config, lock.epoch, wanted.level)
         (folder / "vmlinuz").write_bytes(unpacked.image.read_bytes())

@@ -17,12 +17,18 @@ if TYPE_CHECKING:
 @click.pass_obj
 def cli(options: Options, file: Path, pubkeys: tuple[Path, ...]) -> None:
     """Check signature, digests and manifest of a capsule file; exit 3 when anything does not hold."""
-    from capsulekit.capsule.read import open_capsule, verify
+    from capsulekit.capsule.read import UntrustedKey, open_capsule, verify
     from capsulekit.trust.keyring import chosen_keys
 
     keys, revoked = chosen_keys(options.paths.trust, pubkeys)
-    with open_capsule(file) as capsule:
-        good = verify(capsule, keys, revoked=revoked)
+    try:
+        with open_capsule(file) as capsule:
+            good = verify(capsule, keys, revoked=revoked)
+    except UntrustedKey as wrong:
+        if not pubkeys:
+            raise
+        # Trusting the key at this site would not help: it was not asked.
+        raise UntrustedKey(wrong.message, wrong.key_id, hint="no --pubkey holds that key") from None
     if options.json:
         from capsulekit.output import emit_json
 

@@ -136,7 +136,7 @@ def test_a_second_build_makes_nothing_anew(small: Path, tmp_path: Path) -> None:
     words = build_words(built.BUSYBOX, tmp_path / "x.vnfs", default_cache_dir(), "--lock", lock_of(small, tmp_path))
     report = json.loads(ok(*words, "--offline", "--json"))
     reused = {step["name"] for step in report["steps"] if step["reused"]}
-    assert reused == {"root file system", "kernel and modules", "stage 2"}
+    assert reused == {"fetch packages", "root file system", "kernel and modules", "stage 2"}
     assert (tmp_path / "x.vnfs").read_bytes() == small.read_bytes()
 
 

@@ -151,7 +151,10 @@ def test_verify_prints_one_line_or_ends_with_status_3(capsule: Path) -> None:
     assert done.returncode == 0
     done = kit(folder, "verify", "t.vnfs")
     assert (done.returncode, done.stdout) == (3, "")
-    assert "not trusted here" in done.stderr
+    assert "not trusted here" in done.stderr and "capsulekit trust add" in done.stderr
+    minisign.create_key_files(folder / "other", None)
+    done = kit(folder, "verify", "t.vnfs", "--pubkey", "other.pub")
+    assert done.returncode == 3 and "no --pubkey holds that key" in done.stderr and "trust add" not in done.stderr
     capsule.write_bytes(capsule.read_bytes()[:-5000])
     done = kit(folder, "verify", "t.vnfs", "--pubkey", "author.pub")
     assert (done.returncode, done.stderr.count("\n")) == (3, 1)
