@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
@@ -51,7 +52,7 @@ class Cache:
         try:
             yield folder
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove(folder)
             if held is not None:
                 os.close(held)
 
@@ -60,7 +61,7 @@ class Cache:
         with exclusive_lock(self.root / "tmp" / ".lock"):
             for folder in (self.root / "tmp").iterdir():
                 if folder.is_dir() and (held := _claim(folder)) is not None:
-                    shutil.rmtree(folder, ignore_errors=True)
+                    _remove(folder)
                     os.close(held)
 
     def package(self, sha256: str) -> Path:
@@ -152,6 +153,15 @@ class Step:
     def digest(self, name: str) -> str:
         """Hex sha256 of one result file, checked when the step was taken up."""
         return str(self._digests[name][1])
+
+
+def _remove(folder: Path) -> None:
+    """Remove a scratch folder, even under the last writes of a killed program's child, such as dpkg-deb's tar."""
+    for pause in (0.0, 0.1, 0.2, 0.4, 0.8, 1.6):
+        time.sleep(pause)
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
 
 
 def _claim(folder: Path) -> int | None:

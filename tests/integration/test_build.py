@@ -332,6 +332,8 @@ def test_an_ordinary_user_is_told_to_use_sudo(recipe: Path, tmp_path: Path) -> N
         shutil.copy(built.author_key(), where / "key")
         (where / "key").chmod(0o644)
         nobody = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"]
+        # Who may read everything and write nothing: also where the project lies in a folder of root's alone.
+        nobody += ["--inh-caps", "+dac_read_search", "--ambient-caps", "+dac_read_search"]
         words = [str(PROGRAM), "build", "r.toml", "-o", "x.vnfs", "--key", "key", "--cache-dir", str(where / "cache")]
         if sh(*nobody, PROGRAM, "--version").returncode != 0:
             pytest.skip("an ordinary user cannot reach the program here")

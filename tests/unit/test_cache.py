@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
 import time
@@ -195,3 +196,26 @@ def test_code_that_is_not_there_is_an_error() -> None:
     with pytest.raises(CapsulekitError, match="not installed completely"):
         code_identity("no_such_package_anywhere")
     assert module.code_identity is code_identity
+
+
+def test_a_scratch_folder_goes_although_something_still_writes_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, tries = shutil.rmtree, []
+
+    def busy(folder: Path, **how: bool) -> None:
+        tries.append(folder)
+        real(folder, **how)
+        if len(tries) < 3:
+            (folder / "late").mkdir(parents=True)
+
+    cache = Cache(tmp_path)
+    left = tmp_path / "tmp" / "build-killed"
+    left.mkdir()
+    monkeypatch.setattr("capsulekit.cache.shutil.rmtree", busy)
+    Cache(tmp_path)
+    assert not left.exists() and len(tries) == 3
+    tries.clear()
+    with cache.scratch() as folder:
+        pass
+    assert not folder.exists() and len(tries) == 3
