@@ -12,10 +12,10 @@ demo:
 	@./setup.sh demo
 	@$(PYTHON) -m provisioner.lab.demo --nodes $(NODES)
 
-# Everything that needs no emulated machine, cheap tests first.
+# What needs no emulated machine and no second full build, cheap tests first.
 check:
 	@./setup.sh test
-	@$(PYTEST) tests/unit tests/integration
+	@$(PYTEST) -m "not long" tests/unit tests/integration
 
 test:
 	@./setup.sh test

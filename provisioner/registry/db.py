@@ -111,7 +111,8 @@ class Database:
         con = self._connection()
         if not con.execute("SELECT count(*) FROM sqlite_master WHERE name = 'schema_version'").fetchone()[0]:
             return 0
-        version = int(con.execute("SELECT max(version) FROM schema_version").fetchone()[0])
+        # Empty while another process is between making the table and finishing the first migration.
+        version = int(con.execute("SELECT coalesce(max(version), 0) FROM schema_version").fetchone()[0])
         if version > len(_migrations()):
             raise CapsulekitError(
                 f"{self.path} has schema {version}, this capsulekit knows {len(_migrations())}",

@@ -117,7 +117,7 @@ def difference(one: Path, two: Path, folder: Path) -> str:
 
 
 @pytest.mark.skipif(not perturbed.available(), reason="needs root and faketime")
-@pytest.mark.parametrize("name", ["small", "compute"])
+@pytest.mark.parametrize("name", ["small", pytest.param("compute", marks=pytest.mark.long)])
 def test_another_machine_on_another_day_builds_the_same_bytes(
     name: str, tmp_path: Path, cold: Path, request: pytest.FixtureRequest
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 import threading
 from pathlib import Path
@@ -102,3 +103,12 @@ def test_a_network_file_system_is_refused_with_the_way_out(
         Registry(tmp_path / "registry.db")
     assert "site.toml" in (caught.value.hint or "")
     assert not (tmp_path / "registry.db").exists()
+
+
+def test_a_registry_whose_first_opening_was_cut_short_is_completed(tmp_path: Path) -> None:
+    # What another process sees, or a killed one leaves, between the table of versions and the first migration.
+    path = tmp_path / "registry.db"
+    with contextlib.closing(sqlite3.connect(path)) as con:
+        con.execute("CREATE TABLE schema_version (version INTEGER PRIMARY KEY, applied REAL NOT NULL)")
+        con.commit()
+    assert Registry(path).nodes() == []
