@@ -77,13 +77,18 @@ def build(options: BuildOptions, password: Callable[[], bytes], progress: Progre
 
 def _unbuilt(recipe: Recipe, lock: Lock, cache: Cache) -> list[Package]:
     """The packages of parts that have to be made; of the others nothing is needed, so nothing is fetched or checked."""
-    merged = {cache.has_step("modules", kernel.inputs(recipe, lock, merged)) for merged in (True, False)}
+    stage2 = cache.has_step("initrd", initrd.inputs(recipe, lock))
     have = {
         "rootfs": cache.has_step("rootfs", root.inputs(recipe, lock)),
-        "kernel": any(merged) and cache.has_step("initrd", initrd.inputs(recipe, lock)),
-        "initrd": cache.has_step("initrd", initrd.inputs(recipe, lock)),
+        "kernel": stage2 and cache.has_step("modules", kernel.inputs(recipe, lock, _likely_merged(recipe))),
+        "initrd": stage2,
     }
     return [package for name, made in have.items() if not made for package in lock.sets[name]]
+
+
+def _likely_merged(recipe: Recipe) -> bool:
+    """An installed system of today has its /usr merged; whether this one really has is seen when it is made."""
+    return recipe.base == "essential"
 
 
 def _check_out(out: Path) -> None:
@@ -140,8 +145,7 @@ def _parts(recipe: Recipe, lock: Lock, maker: Distro, cache: Cache, progress: Pr
             record.reused = made.reused
             return made
 
-    # An installed system of today has its /usr merged; whether this one really has is checked below.
-    likely = recipe.base == "essential"
+    likely = _likely_merged(recipe)
     with ThreadPoolExecutor(2) as pool:
         rootfs = pool.submit(timed, "root file system", lambda: root.rootfs_step(recipe, lock, maker, cache))
         modules = pool.submit(

@@ -78,6 +78,15 @@ class Cache:
         path.unlink(missing_ok=True)
         return False
 
+    def checked_package(self, sha256: str) -> Path:
+        """The package with that digest, for use now; raises CapsulekitError when it is missing or was damaged."""
+        if not self.has_package(sha256):
+            raise CapsulekitError(
+                f"the package {sha256} is missing from the cache, or was damaged and has been removed",
+                hint="run the same command again: it will be fetched",
+            )
+        return self.package(sha256)
+
     def add_package(self, source: Path, sha256: str) -> Path:
         """Take a downloaded file in (hard link or copy); raises CapsulekitError when it has another digest."""
         got = sha256_file(source)

@@ -110,7 +110,7 @@ class AptDistro(Distro):
     def bootstrap(self, lock: Lock, base: str, customize: Path, out: IO[bytes]) -> None:
         """See Distro."""
         packages = lock.sets["rootfs"]
-        paths = [self.cache.package(p.sha256) for p in packages]
+        paths = [self.cache.checked_package(p.sha256) for p in packages]
         with ThreadPoolExecutor() as pool:
             controls = list(pool.map(deb.control, paths))
         repo = customize / "repo"
@@ -124,4 +124,4 @@ class AptDistro(Distro):
 
     def unpack(self, package: Package, folder: Path) -> None:
         """See Distro."""
-        deb.unpack(self.cache.package(package.sha256), folder)
+        deb.unpack(self.cache.checked_package(package.sha256), folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import re
 import time
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from e2e_bench import DEBIAN, Bench, shell
 
 from capsulekit.capsule.manifest import Manifest, loads
 from capsulekit.capsule.read import open_capsule
+from capsulekit.run import CommandFailed
 from provisioner.lab.qemu import Node as Machine
 from provisioner.registry.model import Event, Node
 
@@ -119,11 +121,12 @@ def test_no_layer_holds_overlay_marks_but_opaque_ones(booted: Booted) -> None:
 def test_sshd_runs_with_the_nodes_own_host_key(booted: Booted) -> None:
     kept = booted.bench.site.paths.state / "nodes" / booted.node.nodeid.replace(":", "-") / "ssh"
     wanted = (kept / "ssh_host_ed25519_key.pub").read_text().split()[:2]
-    deadline = time.monotonic() + 120
-    while True:
-        scanned = booted.bench.lab.run(["ssh-keyscan", "-T", "20", "-t", "ed25519", booted.node.ipaddr], 60)
-        if scanned.strip() or time.monotonic() > deadline:
-            break
+    deadline, scanned = time.monotonic() + 120, ""
+    while not scanned.strip() and time.monotonic() < deadline:
+        # The agent may have said ready before sshd listens.
+        with contextlib.suppress(CommandFailed):
+            scanned = booted.bench.lab.run(["ssh-keyscan", "-T", "20", "-t", "ed25519", booted.node.ipaddr], 60)
+        time.sleep(1)
     assert scanned.split()[1:3] == wanted
     assert shell(booted.machine, "ls /etc/ssh/ssh_host_*_key | wc -l") == "2"
     assert shell(booted.machine, "stat -c %a /etc/ssh/ssh_host_ed25519_key") == "600"

@@ -23,6 +23,7 @@ from capsulekit.apt.solver import AptRoot
 from capsulekit.cache import default_cache_dir
 from capsulekit.capsule.read import open_capsule
 from capsulekit.errors import TrustError
+from capsulekit.lock.model import load
 
 pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root to build a root file system"),
@@ -137,6 +138,22 @@ def test_a_second_build_makes_nothing_anew(small: Path, tmp_path: Path) -> None:
     report = json.loads(ok(*words, "--offline", "--json"))
     reused = {step["name"] for step in report["steps"] if step["reused"]}
     assert reused == {"fetch packages", "root file system", "kernel and modules", "stage 2"}
+    assert (tmp_path / "x.vnfs").read_bytes() == small.read_bytes()
+
+
+def test_a_damaged_result_is_never_made_again_from_a_damaged_package(small: Path, tmp_path: Path, cold: Path) -> None:
+    words = build_words(built.BUSYBOX, tmp_path / "x.vnfs", cold, "--lock", lock_of(small, tmp_path))
+    ok(*words)
+    (tmp_path / "x.vnfs").unlink()
+    with next((cold / "steps").glob("rootfs-*/rootfs.squashfs")).open("ab") as layer:
+        layer.write(b"x")
+    digest = next(p.sha256 for p in load(tmp_path / "its.lock").sets["rootfs"] if p.name == "busybox-static")
+    package = cold / "packages" / digest[:2] / f"{digest}.deb"
+    package.unlink()  # it is a link to the machine's own cache
+    package.write_bytes(b"not what was signed")
+    refused(sh(*words), 1, digest, "run the same command again")
+    nothing_left(tmp_path, cold)
+    ok(*words)
     assert (tmp_path / "x.vnfs").read_bytes() == small.read_bytes()
 
 
