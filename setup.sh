@@ -4,9 +4,9 @@
 set -eu
 cd "$(dirname "$0")"
 
-BASE="debian-archive-keyring dnsmasq-base iproute2 ipxe kmod mmdebstrap squashfs-tools"
+BASE="debian-archive-keyring dnsmasq-base hostname iproute2 ipxe kmod mmdebstrap shellcheck squashfs-tools uidmap"
 DEMO="$BASE ipxe-qemu qemu-system-x86"
-TEST="$DEMO acl busybox-static cpio curl dash faketime gcc git libc6-dev libcap2-bin minisign openssh-client openssl shellcheck"
+TEST="$DEMO acl busybox-static cpio curl dash faketime gcc git libc6-dev libcap2-bin minisign openssh-client openssl"
 BENCH="$DEMO dracut-core initramfs-tools-core time zstd"
 
 case ${1:-} in

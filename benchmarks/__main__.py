@@ -91,8 +91,8 @@ def bench_stage1(folder: Path) -> None:
     print("Stage 1 for the same kernel")
     recipe = load_stage1(default_recipe())
     maker = distro("debian", "12", "amd64", Cache(default_cache_dir()))
-    lock = maker.resolve({"rootfs": [], "kernel": [recipe.kernel], "initrd": recipe.packages}, "extract")
-    maker.fetch([p for packages in lock.sets.values() for p in packages], False)
+    lock = maker.resolve(Request("extract", (), (recipe.kernel,), recipe.packages))
+    fetch_packages([p for packages in lock.sets.values() for p in packages], lock, maker, Progress(), False)
 
     def unpack() -> None:
         for package in lock.sets["initrd"]:

@@ -3,44 +3,53 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from capsulekit import initrd, kernel
 from capsulekit.cache import Cache, Step
-from capsulekit.capsule.manifest import Layer, Manifest
+from capsulekit.capsule.manifest import HYBRID, Layer, Manifest
 from capsulekit.capsule.write import Member, write_capsule
 from capsulekit.distro.base import Distro, distro
 from capsulekit.errors import CapsulekitError, UsageError
 from capsulekit.lock import model as locks
-from capsulekit.lock.model import Lock, Package
+from capsulekit.lock.model import Lock, Package, Request
+from capsulekit.metadata.provenance import provenance
+from capsulekit.metadata.ram import check_ram
+from capsulekit.metadata.sbom import sbom
 from capsulekit.progress import Progress
 from capsulekit.recipe.load import load_recipe
 from capsulekit.recipe.model import Recipe
 from capsulekit.rootfs import root
+from capsulekit.rootfs.normalise import VERSION as NORMALISER
+from capsulekit.rootfs.scripts import check_scripts
 from capsulekit.run import stop_apart
 from capsulekit.tools import check_tools
-from capsulekit.trust.minisign import SecretKey, load_secret
+from capsulekit.trust.minisign import load_secret
 
 INITRD_LIMIT = int(3.9 * (1 << 30))
 
 
 @dataclass(frozen=True)
 class BuildResult:
-    """A finished capsule: its file, name and identity, bytes on disk, and what the author should know."""
+    """A finished capsule: its file, name and identity, bytes on disk, and what the author should know.
+
+    ``hybrid`` says per hybridize glob what stays out of the nodes' RAM.
+    """
 
     path: Path
     name: str
     identity: str
     size: int
     warnings: tuple[str, ...]
+    hybrid: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """What `capsulekit build` was asked for."""
+    """What `capsulekit build` was asked for; ``stop_after`` is --break's step ("" for none)."""
 
     recipe: Path
     out: Path
@@ -48,42 +57,65 @@ class BuildOptions:
     lock: Path | None
     offline: bool
     cache: Path
+    release: bool = False
+    variables: Mapping[str, str] = field(default_factory=dict)
+    stop_after: str = ""
+
+
+@dataclass(frozen=True)
+class Made:
+    """Everything of a capsule but its signature: the manifest, the other members, and what the author should know."""
+
+    manifest: Manifest
+    members: tuple[Member, ...]
+    warnings: tuple[str, ...]
+    hybrid: tuple[str, ...]
 
 
 def build(options: BuildOptions, password: Callable[[], bytes], progress: Progress) -> BuildResult:
     """Build, sign and write one capsule; raises CapsulekitError and then leaves nothing at ``options.out``."""
-    recipe = load_recipe(options.recipe)
-    if options.offline and options.lock is None:
-        beside = options.recipe.with_suffix(".lock")
-        raise UsageError(
-            "--offline needs a lock",
-            hint=f"make one with: capsulekit lock {options.recipe}; then add: --lock {beside}",
-        )
-    _check_out(options.out)
+    recipe = load_recipe(options.recipe, options.variables, options.release)
+    _check_options(recipe, options)
+    warnings = check_scripts((*recipe.scripts, *(script for _, script in recipe.provision)))
     signer = load_secret(options.key, password)
     cache = Cache(options.cache)
     maker = distro(recipe.distro, recipe.release, recipe.arch, cache)
     with progress.step("choose packages") as step:
-        lock = _lock(recipe, options.lock, maker)
+        lock = make_lock(recipe, maker) if options.lock is None else given_lock(recipe, options.lock, maker)
         step.note = f"{sum(len(p) for p in lock.sets.values())} packages"
-    with progress.step("fetch packages") as step:
-        lacking = _unbuilt(recipe, lock, cache)
-        step.reused = not lacking
-        maker.fetch(lacking, options.offline)
-    parts = _parts(recipe, lock, maker, cache, progress, options.offline)
+    made = make_parts(recipe, lock, maker, cache, progress, options.offline, options.stop_after)
     with progress.step("pack and sign"):
-        return _pack(recipe, lock, parts, signer, options.out)
+        identity = write_capsule(options.out, made.manifest, made.members, signer)
+    size = options.out.stat().st_size
+    return BuildResult(options.out, recipe.full_name, identity, size, (*warnings, *made.warnings), made.hybrid)
 
 
-def _unbuilt(recipe: Recipe, lock: Lock, cache: Cache) -> list[Package]:
+def make_parts(
+    recipe: Recipe, lock: Lock, maker: Distro, cache: Cache, progress: Progress, offline: bool, stop_after: str = ""
+) -> Made:
+    """Fetch what lacks, make every part, and describe them; the same recipe and lock always give the same members."""
+    fetch_packages(_unbuilt(recipe, lock, maker, cache), lock, maker, progress, offline)
+    parts = _parts(recipe, lock, maker, cache, progress, offline, stop_after)
+    return _describe(recipe, lock, maker, parts)
+
+
+def fetch_packages(lacking: list[Package], lock: Lock, maker: Distro, progress: Progress, offline: bool) -> None:
+    """Bring packages into the cache, with one bar for all of them; ``offline`` refuses what is not there."""
+    with progress.step("fetch packages") as step:
+        step.reused = not lacking
+        step.total = sum(p.size for p in lacking)
+        maker.fetch(lock, lacking, offline, step.advance)
+
+
+def _unbuilt(recipe: Recipe, lock: Lock, maker: Distro, cache: Cache) -> list[Package]:
     """The packages of parts that have to be made; of the others nothing is needed, so nothing is fetched or checked."""
+    packages = root.unbuilt_packages(recipe, lock, maker, cache)
     stage2 = cache.has_step("initrd", initrd.inputs(recipe, lock))
-    have = {
-        "rootfs": cache.has_step("rootfs", root.inputs(recipe, lock)),
-        "kernel": stage2 and cache.has_step("modules", kernel.inputs(recipe, lock, _likely_merged(recipe))),
-        "initrd": stage2,
-    }
-    return [package for name, made in have.items() if not made for package in lock.sets[name]]
+    if not stage2:
+        packages += lock.sets["initrd"]
+    if not stage2 or not cache.has_step("modules", kernel.inputs(recipe, lock, _likely_merged(recipe))):
+        packages += lock.sets["kernel"]
+    return packages
 
 
 def _likely_merged(recipe: Recipe) -> bool:
@@ -91,8 +123,17 @@ def _likely_merged(recipe: Recipe) -> bool:
     return recipe.base == "essential"
 
 
-def _check_out(out: Path) -> None:
+def _check_options(recipe: Recipe, options: BuildOptions) -> None:
     """What would stop the last step is said before the first."""
+    out = options.out
+    if options.offline and options.lock is None:
+        beside = options.recipe.with_suffix(".lock")
+        raise UsageError(
+            "--offline needs a lock",
+            hint=f"make one with: capsulekit lock {options.recipe}; then add: --lock {beside}",
+        )
+    if options.stop_after and options.stop_after not in (known := root.break_points(recipe)):
+        raise UsageError(f"there is no step {options.stop_after!r} to stop after", hint="known: " + ", ".join(known))
     if not out.parent.is_dir():
         raise CapsulekitError(f"there is no folder {out.parent} to write the capsule to", hint="make it first")
     if out.is_dir():
@@ -101,31 +142,37 @@ def _check_out(out: Path) -> None:
         raise CapsulekitError(f"the folder {out.parent} cannot be written to", hint="choose another place with -o")
 
 
+def request_of(recipe: Recipe, maker: Distro) -> Request:
+    """What the recipe asks of its distribution."""
+    kernel_packages = (recipe.kernel_package, *recipe.kernel_extra)
+    return Request(recipe.base, recipe.stages, kernel_packages, maker.stage2_packages)
+
+
 def make_lock(recipe: Recipe, maker: Distro) -> Lock:
     """Choose the packages of a recipe from the archive as it is now."""
-    wanted = {"rootfs": recipe.packages, "kernel": [recipe.kernel_package], "initrd": initrd.INITRD_PACKAGES}
-    return maker.resolve(wanted, recipe.base)
+    return maker.resolve(request_of(recipe, maker))
 
 
-def _lock(recipe: Recipe, given: Path | None, maker: Distro) -> Lock:
-    if given is None:
-        return make_lock(recipe, maker)
-    lock = locks.load(given)
+def given_lock(recipe: Recipe, path: Path, maker: Distro) -> Lock:
+    """The lock at ``path``; raises CapsulekitError when it is not this recipe's, or not for this machine's tools."""
+    lock = locks.load(path)
     if (lock.distro, lock.release, lock.arch) != (recipe.distro, recipe.release, recipe.arch):
         raise CapsulekitError(
-            f"{given} locks {lock.distro} {lock.release} {lock.arch}, the recipe wants "
+            f"{path} locks {lock.distro} {lock.release} {lock.arch}, the recipe wants "
             f"{recipe.distro} {recipe.release} {recipe.arch}",
             hint="make the lock again with capsulekit lock",
         )
-    names = {p.name for p in lock.sets["rootfs"]}
-    lacking = [p for p in recipe.packages if p.split(":")[0] not in names]
-    if recipe.kernel_package.split(":")[0] not in {p.name for p in lock.sets["kernel"]}:
-        lacking.append(recipe.kernel_package)
-    if lacking:
+    if lock.request != request_of(recipe, maker).digest:
+        names = {p.name for packages in lock.sets.values() for p in packages}
+        lacking = [p for p in (*recipe.packages, recipe.kernel_package) if p.split(":")[0] not in names]
+        why = f"does not lock the recipe's package {lacking[0]}" if lacking else "was made for other packages"
+        raise CapsulekitError(f"{path} {why}", hint="make the lock again with capsulekit lock")
+    if lock.normaliser != NORMALISER:
         raise CapsulekitError(
-            f"{given} does not lock the recipe's package {lacking[0]}", hint="make the lock again with capsulekit lock"
+            f"{path} was made for version {lock.normaliser} of the normaliser, this program has {NORMALISER}",
+            hint="make the lock again with capsulekit lock, or use the capsulekit it was made with",
         )
-    check_tools(lock.tools)
+    check_tools(lock.tools, maker)
     return lock
 
 
@@ -136,7 +183,9 @@ class _Parts:
     initrd: Step
 
 
-def _parts(recipe: Recipe, lock: Lock, maker: Distro, cache: Cache, progress: Progress, offline: bool) -> _Parts:
+def _parts(
+    recipe: Recipe, lock: Lock, maker: Distro, cache: Cache, progress: Progress, offline: bool, stop_after: str
+) -> _Parts:
     """The root on one core; kernel, modules and initrd on the other."""
 
     def timed(name: str, make: Callable[[], Step]) -> Step:
@@ -145,9 +194,12 @@ def _parts(recipe: Recipe, lock: Lock, maker: Distro, cache: Cache, progress: Pr
             record.reused = made.reused
             return made
 
+    def make_root() -> Step:
+        return root.rootfs_step(recipe, lock, maker, cache, progress, stop_after)
+
     likely = _likely_merged(recipe)
     with ThreadPoolExecutor(2) as pool:
-        rootfs = pool.submit(timed, "root file system", lambda: root.rootfs_step(recipe, lock, maker, cache))
+        rootfs = pool.submit(timed, "root file system", make_root)
         modules = pool.submit(
             timed, "kernel and modules", lambda: kernel.modules_step(recipe, lock, maker, cache, likely)
         )
@@ -156,7 +208,7 @@ def _parts(recipe: Recipe, lock: Lock, maker: Distro, cache: Cache, progress: Pr
         parts = _Parts(rootfs.result(), modules.result(), stage2.result())
     merged = root.facts(parts.rootfs).merged_usr
     if merged != likely:
-        maker.fetch(lock.sets["kernel"], offline)
+        fetch_packages(list(lock.sets["kernel"]), lock, maker, progress, offline)
         again = timed("modules, unmerged /usr", lambda: kernel.modules_step(recipe, lock, maker, cache, merged))
         parts = _Parts(parts.rootfs, again, parts.initrd)
     return parts
@@ -174,13 +226,11 @@ def _first_failure(*jobs: Future[Step]) -> None:
         raise
 
 
-def _pack(recipe: Recipe, lock: Lock, parts: _Parts, signer: SecretKey, out: Path) -> BuildResult:
+def _describe(recipe: Recipe, lock: Lock, maker: Distro, parts: _Parts) -> Made:
     facts = root.facts(parts.rootfs)
-    acl = f"layers/{root.ACL}" if facts.acls else None
-    layers = (
-        _layer(parts.modules, kernel.LAYER, int((parts.modules.folder / "unpacked").read_text()), None),
-        _layer(parts.rootfs, root.LAYER, facts.unpacked, acl),
-    )
+    members = _members(recipe, lock, maker, parts, facts)
+    layers = [_layer(parts.modules, kernel.LAYER, int((parts.modules.folder / "unpacked").read_text()), None)]
+    layers.append(_layer(parts.rootfs, root.LAYER, facts.unpacked, f"layers/{root.ACL}" if facts.acls else None))
     manifest = Manifest(
         name=recipe.name,
         version=recipe.version,
@@ -192,36 +242,52 @@ def _pack(recipe: Recipe, lock: Lock, parts: _Parts, signer: SecretKey, out: Pat
         cmdline=recipe.cmdline,
         recipe_digest=recipe.digest,
         kernel_release=(parts.modules.folder / "release").read_text(),
-        layers=layers,
+        layers=tuple(layers),
         hybridize=recipe.hybridize,
-        provision=tuple(f"provision/init/{s.name}" for s in recipe.provision),
+        provision=tuple(f"provision/{state}/{s.name}" for state, s in recipe.provision),
     )
-    members = [
-        Member("recipe.toml", recipe.text.encode()),
-        Member("capsule.lock", lock.dumps().encode()),
-        Member("hybridize", "".join(f"{glob}\n" for glob in recipe.hybridize).encode()),
-        *(Member(f"provision/init/{s.name}", s.data) for s in recipe.provision),
-        Member("boot/vmlinuz", parts.modules.folder / "vmlinuz"),
-        Member("boot/initrd.img", parts.initrd.folder / "initrd.img"),
-        Member(f"layers/{kernel.LAYER}", parts.modules.folder / kernel.LAYER),
-        Member(f"layers/{root.LAYER}", parts.rootfs.folder / root.LAYER),
-    ]
-    if acl:
-        members.append(Member(acl, parts.rootfs.folder / root.ACL))
+    if recipe.ram_max is not None:
+        check_ram(recipe.ram_max, [(layer.path, layer.size) for layer in layers], parts.rootfs.folder / root.LAYER)
     for member in members:
-        if isinstance(member.source, Path) and member.source.stat().st_size > INITRD_LIMIT:
+        if isinstance(member.source, Path) and member.source.stat().st_size > INITRD_LIMIT and member.name != HYBRID:
             raise CapsulekitError(
                 f"{member.name} is {member.source.stat().st_size} bytes; the format ends at 3.9 GiB",
                 hint="install less, or split the capsule",
             )
-    identity = write_capsule(out, manifest, members, signer)
     warnings = tuple(f"the normaliser's row {glob} matched nothing" for glob in facts.unmatched)
-    return BuildResult(out, recipe.full_name, identity, out.stat().st_size, warnings)
+    return Made(manifest, tuple(members), warnings, facts.hybrid)
+
+
+def _members(recipe: Recipe, lock: Lock, maker: Distro, parts: _Parts, facts: root.RootFacts) -> list[Member]:
+    licences = {**facts.licences, **maker.licences(lock.sets["rootfs"])}
+    owners = {**facts.owners, **{f"file {f.path}": [f.path.lstrip("/")] for f in recipe.files}}
+    boot = {
+        "boot/vmlinuz": (parts.modules, "vmlinuz"),
+        "boot/initrd.img": (parts.initrd, "initrd.img"),
+        f"layers/{kernel.LAYER}": (parts.modules, kernel.LAYER),
+        f"layers/{root.LAYER}": (parts.rootfs, root.LAYER),
+    }
+    if facts.acls:
+        boot[f"layers/{root.ACL}"] = (parts.rootfs, root.ACL)
+    if (parts.rootfs.folder / root.HYBRID_LAYER).exists():
+        boot[HYBRID] = (parts.rootfs, root.HYBRID_LAYER)
+    digests = {name: step.digest(file) for name, (step, file) in boot.items()}
+    texts = {
+        "recipe.toml": recipe.text.encode(),
+        "capsule.lock": lock.dumps().encode(),
+        "sbom.cdx.json": sbom(recipe, lock, maker.purl, licences, owners),
+        "provenance.json": provenance(recipe, lock, maker.purl, digests),
+        "hybridize": "".join(f"{glob}\n" for glob in recipe.hybridize).encode(),
+        **{f"provision/{state}/{s.name}": s.data for state, s in recipe.provision},
+    }
+    if recipe.configure:
+        texts["configure.toml"] = recipe.configure
+    files = [Member(name, step.folder / file) for name, (step, file) in boot.items()]
+    return [*(Member(name, data) for name, data in texts.items()), *files]
 
 
 def _layer(step: Step, name: str, unpacked: int, acl: str | None) -> Layer:
-    path = step.folder / name
-    return Layer(f"layers/{name}", path.stat().st_size, step.digest(name), unpacked, acl=acl)
+    return Layer(f"layers/{name}", step.size(name), step.digest(name), unpacked, acl=acl)
 
 
-__all__ = ["BuildOptions", "BuildResult", "build", "make_lock"]
+__all__ = ["BuildOptions", "BuildResult", "Made", "build", "make_lock", "make_parts"]

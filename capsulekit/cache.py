@@ -19,6 +19,7 @@ from typing import Any
 
 from capsulekit.errors import CapsulekitError
 from capsulekit.files import exclusive_lock, fsync_dir, sha256_file
+from capsulekit.run import remove_apart
 
 
 def default_cache_dir() -> Path:
@@ -66,7 +67,7 @@ class Cache:
 
     def package(self, sha256: str) -> Path:
         """Where the package with that digest lies or would lie."""
-        return self.root / "packages" / sha256[:2] / f"{sha256}.deb"
+        return self.root / "packages" / sha256[:2] / f"{sha256}.pkg"
 
     def has_package(self, sha256: str) -> bool:
         """Whether the package is there and still has its digest; a damaged one is removed."""
@@ -163,6 +164,10 @@ class Step:
         """Hex sha256 of one result file, checked when the step was taken up."""
         return str(self._digests[name][1])
 
+    def size(self, name: str) -> int:
+        """Bytes of one result file."""
+        return int(self._digests[name][0])
+
 
 def _remove(folder: Path) -> None:
     """Remove a scratch folder, even under the last writes of a killed program's child, such as dpkg-deb's tar."""
@@ -171,6 +176,8 @@ def _remove(folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
         if not folder.exists():
             return
+        if os.geteuid() != 0:  # a root file system made in a user namespace belongs to subordinate ids
+            remove_apart(folder)
 
 
 def _claim(folder: Path) -> int | None:

@@ -1,4 +1,4 @@
-"""The capsule's own initrd, stage 2: busybox, the modules that mount layers, and our init."""
+"""The capsule's own initrd, stage 2: a few programs of the distribution, the modules that mount layers, our init."""
 
 from __future__ import annotations
 
@@ -14,16 +14,6 @@ from capsulekit.kernel import unpack_kernel
 from capsulekit.lock.model import Lock
 from capsulekit.recipe.model import Recipe
 
-# Debian names; another family of distributions brings its own when it comes.
-INITRD_PACKAGES = ("acl", "busybox-static")
-BINARIES = ("bin/busybox", "usr/bin/setfacl")
-APPLETS = (
-    "cat", "chmod", "chown", "cp", "cut", "date", "dd", "dmesg", "echo", "env", "find", "grep", "head", "kill",
-    "ln", "losetup", "ls", "mkdir", "mknod", "modprobe", "mount", "mv", "poweroff", "printf", "readlink", "reboot",
-    "rm", "rmdir", "sed", "sh", "sleep", "stat", "switch_root", "sync", "tail", "test", "touch", "tr", "umount",
-    "uname", "wc",
-)  # fmt: skip
-
 
 def inputs(recipe: Recipe, lock: Lock) -> dict[str, Any]:
     """Everything that decides the initrd's bytes."""
@@ -34,8 +24,6 @@ def inputs(recipe: Recipe, lock: Lock) -> dict[str, Any]:
         "modules": recipe.stage2_modules,
         "epoch": lock.epoch,
         "tools": lock.tools,
-        "binaries": BINARIES,
-        "applets": APPLETS,
         "shell": {str(p.relative_to(shell)): sha256_file(p) for p in sorted(shell.rglob("*")) if p.is_file()},
         "code": code_identity("initramfs_builder", "capsulekit.initrd", "capsulekit.kernel", "capsulekit.apt.deb"),
     }
@@ -53,8 +41,6 @@ def initrd_step(recipe: Recipe, lock: Lock, distro: Distro, cache: Cache) -> Ste
                 distro.unpack(package, tree)
             unpacked = unpack_kernel(lock.sets["kernel"], distro, kernel)
             with (out / "initrd.img").open("wb") as image:
-                assemble_stage2(
-                    image, tree, kernel, unpacked.release, recipe.stage2_modules, BINARIES, APPLETS, lock.epoch
-                )
+                assemble_stage2(image, tree, kernel, unpacked.release, recipe.stage2_modules, lock.epoch)
 
     return cache.step("initrd", inputs(recipe, lock), make)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-import shutil
 import stat
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -22,39 +21,61 @@ from capsulekit.run import run
 LAYER = "modules.squashfs"
 
 
+# What RPM kernels keep beside their modules and a node does not read there: the image is the capsule's boot/vmlinuz.
+NOT_MODULES = ("vmlinuz", ".vmlinuz.hmac", "System.map", "symvers.gz", "symvers.xz", "symvers.zst")
+
+
 @dataclass(frozen=True)
 class KernelTree:
-    """An unpacked kernel: ``release`` as uname -r says it, the folder of its modules, the image."""
+    """An unpacked kernel: ``release`` as uname -r says it, the folder of its modules, the image.
+
+    ``firmware`` is the folder of the firmware that came with it, if any.
+    """
 
     root: Path
     release: str
     modules: Path
     image: Path
+    firmware: Path | None
 
 
 def unpack_kernel(packages: Sequence[Package], distro: Distro, folder: Path) -> KernelTree:
-    """Unpack kernel packages below ``folder`` and index their modules; raises CapsulekitError."""
+    """Unpack kernel packages below ``folder`` and index their modules; raises CapsulekitError.
+
+    The image lies in boot/ (Debian) or among its modules (Fedora and its kin). Whatever way the packages spell it, in
+    ``folder`` all is below usr/lib.
+    """
     for package in packages:
         distro.unpack(package, folder)
-    images = sorted((folder / "boot").glob("vmlinuz-*"))
+    if (folder / "lib").is_dir() and not (folder / "lib").is_symlink():
+        _merge(folder / "lib", folder / "usr/lib")
+    if not (folder / "lib").is_symlink():
+        (folder / "lib").symlink_to("usr/lib")  # where depmod looks
+    images = {path.name.removeprefix("vmlinuz-"): path for path in sorted((folder / "boot").glob("vmlinuz-*"))}
+    images |= {path.parent.name: path for path in sorted((folder / "usr/lib/modules").glob("*/vmlinuz"))}
     if len(images) != 1:
         names = ", ".join(p.name for p in packages) or "none"
         raise CapsulekitError(
             f"the kernel packages bring {len(images)} kernels instead of one: {names}",
             hint="name one image package in the recipe's [kernel] package",
         )
-    release = images[0].name.removeprefix("vmlinuz-")
-    for prefix in ("usr/lib/modules", "lib/modules"):
-        if (modules := folder / prefix / release).is_dir():
-            if prefix == "lib/modules":
-                (folder / "usr/lib").mkdir(parents=True, exist_ok=True)
-                shutil.move(folder / "lib/modules", folder / "usr/lib/modules")
-                (folder / "lib").rmdir()
-                (folder / "lib").symlink_to("usr/lib")
-                modules = folder / "usr/lib/modules" / release
-            _depmod(folder, release)
-            return KernelTree(folder, release, modules, images[0])
-    raise CapsulekitError(f"the kernel {release} brings no modules")
+    ((release, image),) = images.items()
+    modules, firmware = folder / "usr/lib/modules" / release, folder / "usr/lib/firmware"
+    if not modules.is_dir():
+        raise CapsulekitError(f"the kernel {release} brings no modules")
+    _depmod(folder, release)
+    return KernelTree(folder, release, modules, image, firmware if firmware.is_dir() else None)
+
+
+def _merge(source: Path, target: Path) -> None:
+    """Move a folder's content into another one, which may hold folders of the same names."""
+    target.mkdir(parents=True, exist_ok=True)
+    for path in source.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            _merge(path, target / path.name)
+        else:
+            path.replace(target / path.name)
+    source.rmdir()
 
 
 def depmod_version() -> str:
@@ -75,7 +96,9 @@ def inputs(recipe: Recipe, lock: Lock, merged: bool) -> dict[str, Any]:
         "epoch": lock.epoch,
         "tools": lock.tools,
         "level": recipe.level,
-        "code": code_identity("capsulekit.kernel", "capsulekit.image", "capsulekit.apt.deb", "initramfs_builder"),
+        "code": code_identity(
+            "capsulekit.kernel", "capsulekit.image", "capsulekit.apt.deb", "capsulekit.rpm", "initramfs_builder"
+        ),
     }
 
 
@@ -89,9 +112,12 @@ def modules_step(recipe: Recipe, lock: Lock, distro: Distro, cache: Cache, merge
                 _keep_only(tree, recipe.kernel_modules)
             (out / "vmlinuz").write_bytes(tree.image.read_bytes())
             (out / "release").write_text(tree.release)
-            prefix = "usr/lib/modules" if merged else "lib/modules"
+            prefix = "usr/lib" if merged else "lib"
+            folders = {f"{prefix}/modules/{tree.release}": tree.modules}
+            if tree.firmware:
+                folders[f"{prefix}/firmware"] = tree.firmware
             with layer_from_tar(out / LAYER, lock.epoch, recipe.level) as layer:
-                unpacked = tar_tree(tree.modules, f"{prefix}/{tree.release}", lock.epoch, layer)
+                unpacked = _tar(folders, lock.epoch, layer)
             (out / "unpacked").write_text(str(unpacked))
 
     return cache.step("modules", inputs(recipe, lock, merged), make)
@@ -108,37 +134,45 @@ def _keep_only(tree: KernelTree, names: Sequence[str]) -> None:
     _depmod(tree.root, tree.release)
 
 
-def tar_tree(folder: Path, prefix: str, epoch: int, sink: IO[bytes]) -> int:
-    """Write ``folder`` as a tar under ``prefix``, all root's, times ``epoch``, sorted; the bytes of its files."""
+def _tar(folders: Mapping[str, Path], epoch: int, sink: IO[bytes]) -> int:
+    """Write folders as a tar, each under its path, all root's, times ``epoch``, sorted; the bytes of their files."""
     total = 0
     with tarfile.open(fileobj=sink, mode="w|", format=tarfile.PAX_FORMAT) as tar:
-        parts = Path(prefix).parts
-        for depth in range(1, len(parts) + 1):
-            tar.addfile(_info("/".join(parts[:depth]), 0o755, epoch, tarfile.DIRTYPE))
-        for path in _walk(folder):
-            name = f"{prefix}/{path.relative_to(folder)}"
-            status = path.lstat()
-            if stat.S_ISLNK(status.st_mode):
-                # Debian's build and source links point into headers a node does not have.
-                if path.name not in ("build", "source"):
-                    info = _info(name, 0o777, epoch, tarfile.SYMTYPE)
-                    info.linkname = str(path.readlink())
-                    tar.addfile(info)
-            elif stat.S_ISDIR(status.st_mode):
-                tar.addfile(_info(name, 0o755, epoch, tarfile.DIRTYPE))
-            else:
-                info = _info(name, 0o644, epoch, tarfile.REGTYPE)
-                info.size = status.st_size
-                total += info.size
-                with path.open("rb") as data:
-                    tar.addfile(info, data)
+        above = {str(parent) for path in folders for parent in (Path(path), *Path(path).parents)} - {"."}
+        for parent in sorted(above):
+            tar.addfile(_info(parent, 0o755, epoch, tarfile.DIRTYPE))
+        for prefix, folder in sorted(folders.items()):
+            total += sum(_add(tar, path, f"{prefix}/{path.relative_to(folder)}", epoch) for path in _walk(folder))
     return total
+
+
+def _add(tar: tarfile.TarFile, path: Path, name: str, epoch: int) -> int:
+    """Add one path; the bytes of a file."""
+    status = path.lstat()
+    if stat.S_ISDIR(status.st_mode):
+        tar.addfile(_info(name, 0o755, epoch, tarfile.DIRTYPE))
+        return 0
+    if stat.S_ISLNK(status.st_mode):
+        info = _info(name, 0o777, epoch, tarfile.SYMTYPE)
+        info.linkname = str(path.readlink())
+        tar.addfile(info)
+        return 0
+    info = _info(name, 0o644, epoch, tarfile.REGTYPE)
+    info.size = status.st_size
+    with path.open("rb") as data:
+        tar.addfile(info, data)
+    return info.size
 
 
 def _walk(folder: Path) -> Iterator[Path]:
     for base, folders, files in os.walk(folder):
         folders.sort()
-        yield from (Path(base) / name for name in sorted([*files, *folders]))
+        for name in sorted([*files, *folders]):
+            path = Path(base) / name
+            # The build and source links point into headers a node does not have.
+            headers = name in ("build", "source") and path.is_symlink()
+            if not headers and not (Path(base) == folder and name in NOT_MODULES):
+                yield path
 
 
 def _info(name: str, mode: int, epoch: int, kind: bytes) -> tarfile.TarInfo:
@@ -147,4 +181,4 @@ def _info(name: str, mode: int, epoch: int, kind: bytes) -> tarfile.TarInfo:
     return info
 
 
-__all__ = ["LAYER", "KernelTree", "modules_step", "tar_tree", "unpack_kernel"]
+__all__ = ["LAYER", "KernelTree", "modules_step", "unpack_kernel"]

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import pwd
 import re
 import shlex
 import shutil
 import subprocess
+import sys
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import IO
 
@@ -24,14 +28,24 @@ PACKAGE_OF = {
     "ip": "iproute2",
     "losetup": "mount",
     "minisign": "minisign",
+    "newuidmap": "uidmap",
+    "rm": "coreutils",
     "setpriv": "util-linux",
+    "shellcheck": "shellcheck",
     "unshare": "util-linux",
     "mksquashfs": "squashfs-tools",
     "mmdebstrap": "mmdebstrap",
     "qemu-system-x86_64": "qemu-system-x86",
     "sqfstar": "squashfs-tools",
+    "tar": "tar",
     "unsquashfs": "squashfs-tools",
 }
+
+# Inside its namespaces a program meets the same host name everywhere (see run_apart).
+APART = Path(__file__).parent / "namespace" / "apart.sh"
+PLAIN = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
+# The clock that `capsulekit prove` has moved, for programs whose environment is made anew too (namespace/perturb.sh).
+CLOCK = {name: os.environ[name] for name in ("DATEFUDGE",) if name in os.environ}
 
 NO_SPACE = re.compile(r"No space left on device|enough free space in|Disk quota exceeded")
 # A command longer than this (hundreds of packages) is shown by its beginning.
@@ -81,7 +95,9 @@ def run(
     CommandFailed with the last telling line and a command to paste.
     """
     args = [*tied("KILL", purpose), tool(str(argv[0]), purpose), *(str(a) for a in argv[1:])]
+    env = None if env is None else {**env, **CLOCK}
     source = subprocess.PIPE if isinstance(stdin, bytes) else stdin or subprocess.DEVNULL
+    _announce(argv)
     with subprocess.Popen(
         args, cwd=cwd, env=env, stdin=source, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as child:
@@ -98,9 +114,23 @@ def run(
     return out.decode("utf-8", "replace")
 
 
+# Set by `--verbose`: every command is shown as a line to paste.
+show_commands = False
+
+
+def _announce(argv: Sequence[str | Path]) -> None:
+    if show_commands:
+        sys.stderr.write("+ " + shlex.join(str(a) for a in argv) + "\n")
+
+
 def tied(signal: str, purpose: str) -> list[str]:
     """The words to put before a full command line so that the kernel sends it ``signal`` when we die, however we do."""
     return [tool("setpriv", purpose), "--pdeathsig", signal]
+
+
+def as_root_by_name(purpose: str) -> list[str]:
+    """The words to put before a command that must take itself for root (of nothing), whoever runs it."""
+    return [] if os.geteuid() == 0 else [tool("unshare", purpose), "--user", "--map-root-user"]
 
 
 _apart: set[subprocess.Popen[bytes]] = set()
@@ -113,19 +143,33 @@ def run_apart(
     purpose: str,
     env: Mapping[str, str],
     cwd: Path,
-    stdout: IO[bytes],
-    stderr: IO[bytes],
+    stdout: IO[bytes] | int,
+    stderr: IO[bytes] | None,
+    terminal: bool = False,
 ) -> int:
-    """Run a program that starts many others and return its exit status; umask 022, no stdin, needs root.
+    """Run a program as root of namespaces of its own and return its exit status; umask 022, no network.
 
-    It gets a process group of its own, because mmdebstrap sends its whole group a HUP when its tar breaks off, and a
-    process-id namespace that ends with it: when this process ends, however it does, nothing of it goes on.
+    Its mounts, processes, host name and network are its own and end with it: when this process ends, however it does,
+    nothing of it goes on. An ordinary user gets a user namespace with all their subordinate ids (see ``_namespaces``).
+    It gets a process group of its own too, because mmdebstrap sends its whole group a HUP when its tar breaks off;
+    with ``terminal`` it keeps ours, and our stdin, so that a person can talk to it.
     """
     # Under nohup HUP is ignored, by children too: what mmdebstrap tells to end would go on, and it would wait for ever.
-    apart = [tool("env", purpose), "--default-signal=HUP", tool("unshare", purpose), "--pid", "--fork", "--kill-child"]
+    namespaces = _namespaces(purpose)
+    apart = [tool("env", purpose), "--default-signal=HUP", *namespaces, "/bin/sh", str(APART)]
+    # Where nothing can be mounted, the scripts that enter a root do without (see namespace/inside.lib.sh).
+    env = {**env, **CLOCK} if namespaces else {**env, "CAPSULEKIT_NO_MOUNTS": "yes"}
     args = [*tied("KILL", purpose), *apart, tool(str(argv[0]), purpose), *(str(a) for a in argv[1:])]
+    _announce(argv)
     with subprocess.Popen(
-        args, cwd=cwd, env=env, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, umask=0o022, process_group=0
+        args,
+        cwd=cwd,
+        env=env,
+        stdin=None if terminal else subprocess.DEVNULL,
+        stdout=stdout,
+        stderr=stderr,
+        umask=0o022,
+        process_group=None if terminal else 0,
     ) as child:
         with _apart_lock:
             _apart.add(child)
@@ -137,6 +181,56 @@ def run_apart(
         finally:
             with _apart_lock:
                 _apart.discard(child)
+
+
+def remove_apart(folder: Path) -> None:
+    """Remove a folder whose files belong to an ordinary user's subordinate ids; what resists is left."""
+    argv: list[str | Path] = ["rm", "-rf", "--one-file-system", "--", folder]
+    with suppress(CapsulekitError):
+        run_apart(argv, purpose="clean up", env=PLAIN, cwd=folder.parent, stdout=subprocess.DEVNULL, stderr=None)
+
+
+@cache
+def _namespaces(purpose: str) -> tuple[str, ...]:
+    """The start of a command line that becomes root of its own namespaces; raises CapsulekitError when it may not.
+
+    Four cases: root; root of an unprivileged container, whose mounts reach no further than its own namespace (the same
+    for us); an ordinary user, who needs a range in /etc/subuid and /etc/subgid (subuid(5)) and newuidmap; root of a
+    container without CAP_SYS_ADMIN, who can change root but not mount: nothing is put before the command then, and the
+    container is what ends with it.
+    """
+    apart = [tool("unshare", purpose), "--mount", "--pid", "--fork", "--kill-child", "--uts", "--net", "--ipc"]
+    if os.geteuid() != 0:
+        tool("newuidmap", purpose)
+        apart[1:1] = ["--user", "--map-root-user", "--map-auto"]
+    tried = subprocess.run([*apart, "true"], capture_output=True, check=False, env={**PLAIN, "LC_ALL": "C"})
+    if tried.returncode == 0:
+        return tuple(apart)
+    said = (tried.stderr.decode("utf-8", "replace").strip().splitlines() or ["it printed nothing"])[-1]
+    if os.geteuid() == 0 and _may_chroot():
+        return ()
+    if os.geteuid() == 0:
+        hint = "a container needs CAP_SYS_CHROOT at least"
+    elif "no line matching" in said or "map" in said:
+        me = pwd.getpwuid(os.geteuid()).pw_name if _known_user() else str(os.geteuid())
+        hint = f"as root: usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {me}"
+    else:
+        hint = "allow user namespaces (sysctl user.max_user_namespaces), or run the same command with sudo"
+    raise CapsulekitError(f"cannot {purpose} as uid {os.geteuid()}: no namespaces: {said}", hint=hint)
+
+
+def _may_chroot() -> bool:
+    """Whether CAP_SYS_CHROOT is among our capabilities (capabilities(7): number 18)."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("CapEff:"))
+    return bool(int(line.split()[1], 16) >> 18 & 1)
+
+
+def _known_user() -> bool:
+    try:
+        pwd.getpwuid(os.geteuid())
+    except KeyError:
+        return False
+    return True
 
 
 def stop_apart() -> None:

@@ -10,12 +10,13 @@ from typing import Any
 from initramfs_builder.resources import shell_dir
 from initramfs_builder.stage1 import Stage1Config, assemble
 
+from capsulekit.build import fetch_packages
 from capsulekit.cache import Cache, code_identity
 from capsulekit.distro.base import Distro, distro
 from capsulekit.errors import CapsulekitError
 from capsulekit.files import atomic_file, sha256_file
 from capsulekit.kernel import unpack_kernel
-from capsulekit.lock.model import Lock
+from capsulekit.lock.model import Lock, Request
 from capsulekit.progress import Progress
 
 NAMES = ("vmlinuz", "stage1.img")
@@ -68,9 +69,8 @@ def build_stage1(recipe: Path, out: Path, cache_dir: Path, progress: Progress) -
     cache = Cache(cache_dir)
     maker = distro(wanted.distro, wanted.release, wanted.arch, cache)
     with progress.step("choose packages"):
-        lock = maker.resolve({"rootfs": [], "kernel": [wanted.kernel], "initrd": wanted.packages}, "extract")
-    with progress.step("fetch packages"):
-        maker.fetch([p for packages in lock.sets.values() for p in packages], False)
+        lock = maker.resolve(Request("extract", (), (wanted.kernel,), wanted.packages))
+    fetch_packages([p for packages in lock.sets.values() for p in packages], lock, maker, progress, False)
     with progress.step("assemble stage 1") as record:
         step = cache.step("stage1", _inputs(wanted, lock), lambda folder: _make(wanted, lock, maker, cache, folder))
         record.reused = step.reused

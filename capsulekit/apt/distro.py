@@ -5,26 +5,30 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from capsulekit.apt import deb, mmdebstrap
+from capsulekit.apt import deb, keys, mmdebstrap
 from capsulekit.apt.solver import AptRoot
 from capsulekit.cache import Cache, code_identity
 from capsulekit.distro.base import Distro
 from capsulekit.errors import CapsulekitError, UsageError
 from capsulekit.files import atomic_write, exclusive_lock, sha256_bytes
-from capsulekit.lock.model import MAX_EPOCH, Lock, Package, loads
+from capsulekit.lock.model import MAX_EPOCH, Key, Lock, Package, Request, loads
+from capsulekit.rootfs.normalise import VERSION as NORMALISER
 from capsulekit.tools import tool_versions
 
 KERNELS = ("linux-image-", "linux-modules-")
+# Seconds between two looks at how much has arrived.
+LOOK = 0.2
 
 
-def _epoch(newest: int) -> int:
-    """The build's time: SOURCE_DATE_EPOCH where it is set, else the archive's own date."""
+def epoch_of(newest: int) -> int:
+    """The build's time: SOURCE_DATE_EPOCH where it is set, else the archive's own date; raises UsageError."""
     said = os.environ.get("SOURCE_DATE_EPOCH") or str(newest)
     if not said.isdecimal() or int(said) > MAX_EPOCH:
         raise UsageError(f"SOURCE_DATE_EPOCH must be seconds since 1970, not {said!r}")
@@ -32,16 +36,29 @@ def _epoch(newest: int) -> int:
 
 
 class AptDistro(Distro):
-    """One suite of an apt distribution."""
+    """One suite of an apt distribution. ``keyring`` may be missing where the author brings archives and keys."""
 
-    def __init__(self, name: str, release: str, suite: str, arch: str, keyring: Path, cache: Cache) -> None:
-        super().__init__(release, arch, cache)
-        self.name, self.suite, self.keyring = name, suite, keyring
-        self._folder = cache.root / "apt" / f"{suite}-{arch}"
+    stage2_packages = ("acl", "busybox-static")
+    code = ("capsulekit.apt",)
+
+    def __init__(
+        self, name: str, release: str, suite: str, arch: str, keyring: Path, cache: Cache, repos: Path | None
+    ) -> None:
+        super().__init__(release, arch, cache, repos)
+        self.name, self.suite, self._keyring = name, suite, keyring
+        self.purl = ("deb", name)
+        # Index files of other archives or keys are other index files.
+        own = f"-{sha256_bytes(str(repos).encode())[:8]}" if repos else ""
+        self._folder = cache.root / "apt" / f"{name}-{suite}-{arch}{own}"
         self._folder.mkdir(exist_ok=True)
-        self._updated = False
 
-    def _sources(self) -> str:
+    def tools(self) -> dict[str, str]:
+        """See Distro."""
+        return {"mmdebstrap": mmdebstrap.version(), "dpkg": deb.dpkg_version()}
+
+    # --- archives and keys
+
+    def _default_sources(self) -> str:
         """The suite's default sources, asked of mmdebstrap once per version of it."""
         kept = self._folder / f"sources-{sha256_bytes(mmdebstrap.version().encode())[:16]}"
         if not kept.exists():
@@ -49,79 +66,180 @@ class AptDistro(Distro):
                 atomic_write(kept, mmdebstrap.default_sources(self.suite, self.arch, scratch).encode())
         return kept.read_text()
 
-    def _apt(self) -> AptRoot:
-        return AptRoot(self._folder, self.arch, self._sources(), self.keyring)
+    def _sources(self) -> str:
+        if self.repos is None:
+            return self._default_sources()
+        try:
+            return (self.repos / "sources.list").read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise CapsulekitError(
+                f"{self.repos}/sources.list cannot be read: {getattr(error, 'strerror', None) or 'not UTF-8 text'}",
+                hint=f"it names the archives of {self.name} {self.release} in apt's one-line form",
+            ) from None
 
-    def resolve(self, wanted: Mapping[str, Sequence[str]], base: str) -> Lock:
+    def _keys(self) -> list[Key]:
+        """The keys that may vouch for the archives: the distribution's, or those beside the author's sources.list."""
+        rings = [self._keyring]
+        if self.repos is not None:
+            rings = sorted(p for p in self.repos.iterdir() if p.suffix in (".gpg", ".asc")) or rings
+        for ring in rings:
+            if not ring.exists():
+                raise CapsulekitError(
+                    f"{ring} is missing: the archive of {self.name} cannot be verified without it",
+                    hint=f"install {ring.stem}, or put the keys beside sources.list into the folder "
+                    f"{self.name}-{self.release} of the author's archives (see docs/reference/recipe.md)",
+                )
+        return [key for ring in rings for key in keys.read_keys(ring)]
+
+    def _apt(self, trusted: Sequence[Key]) -> AptRoot:
+        ring = self._folder / "keys.gpg"
+        content = keys.binary(trusted)
+        if not ring.exists() or ring.read_bytes() != content:
+            atomic_write(ring, content)
+        return AptRoot(self._folder, self.arch, self._sources(), ring)
+
+    # --- choosing
+
+    def resolve(self, request: Request, keep: Sequence[Package] = ()) -> Lock:
         """See Distro; the answer is kept for as long as the archive's signed index stays the same."""
         with exclusive_lock(self._folder / ".lock"):
-            apt = self._apt()
+            trusted = self._keys()
+            apt = self._apt(trusted)
             apt.update()
-            self._updated = True
             archives, newest = apt.archives()
-            epoch = _epoch(newest)
-            tools = tool_versions()
-            key = json.dumps(
-                [
-                    [a.release for a in archives],
-                    {k: list(v) for k, v in wanted.items()},
-                    base,
-                    tools,
-                    epoch,
-                    code_identity("capsulekit.apt.solver", "capsulekit.lock.model"),
-                ],
-                sort_keys=True,
-            )
+            epoch = epoch_of(newest)
+            tools = tool_versions(self)
             index = sha256_bytes(json.dumps([a.release for a in archives]).encode())[:16]
-            kept = self._folder / f"lock-{index}-{sha256_bytes(key.encode())}"
+            code = code_identity("capsulekit.apt.solver", "capsulekit.apt.keys", "capsulekit.lock.model")
+            asked = [request.digest, sorted(p.sha256 for p in keep), tools, epoch, NORMALISER, code]
+            kept = self._folder / f"lock-{index}-{sha256_bytes(json.dumps(asked).encode())}"
             if kept.exists():
                 with suppress(CapsulekitError):  # a damaged answer is asked for again
                     return loads(kept.read_text(), str(kept))
-            sets = {name: apt.solve(names, name == "rootfs" and base == "essential") for name, names in wanted.items()}
-            # The kernel is unpacked, never installed: of all it depends on only the images and their modules count.
-            sets["kernel"] = tuple(p for p in sets["kernel"] if p.name.startswith(KERNELS))
-            lock = Lock(self.name, self.release, self.arch, epoch, archives, sets, tools)
+            ring = [self._folder / "keys.gpg"]
+            signers = {key for path in apt.indexes() for key in keys.vouching(path, ring, trusted)}
+            with self._kept(apt, keep):
+                sets = self._solve(apt, request)
+            sets = {name: _as_kept(packages, keep) for name, packages in sets.items()}
+            lock = Lock(
+                self.name, self.release, self.arch, epoch, request.digest, NORMALISER,
+                archives, tuple(sorted(signers)), sets, tools,
+            )  # fmt: skip
             for old in self._folder.glob("lock-*"):
                 if not old.name.startswith(f"lock-{index}-"):
                     old.unlink()
             atomic_write(kept, lock.dumps().encode())
             return lock
 
-    def fetch(self, packages: Sequence[Package], offline: bool) -> None:
-        """See Distro."""
+    def _solve(self, apt: AptRoot, request: Request) -> dict[str, tuple[Package, ...]]:
+        essential = request.base == "essential"
+        kernel = apt.solve_stages([request.kernel], False)
+        return {
+            "rootfs": apt.solve_stages(request.stages or ((),), essential),
+            # It is unpacked, never installed: of all it depends on only the images and their modules count.
+            "kernel": tuple(p for p in kernel if self.is_kernel(p) or p.name in request.kernel[1:]),
+            "initrd": apt.solve_stages([request.initrd], False),
+        }
+
+    @contextmanager
+    def _kept(self, apt: AptRoot, keep: Sequence[Package]) -> Iterator[None]:
+        """Pin packages to the versions a lock has; what the archive no longer holds comes out of the cache."""
+        if not keep:
+            yield
+            return
+        with self.cache.scratch() as scratch:
+            here = [p for p in keep if self.cache.has_package(p.sha256)]
+            mmdebstrap.local_repository(scratch, self.suite, self._entries(here))
+            apt.pin(keep, scratch)
+            try:
+                apt.update()
+                yield
+            finally:
+                apt.pin((), None)
+
+    # --- fetching
+
+    def fetch(self, lock: Lock, packages: Sequence[Package], offline: bool, done: Callable[[int], None]) -> None:
+        """See Distro. The index is verified with the keys of the lock."""
         unique = {p.sha256: p for p in packages}
         lacking = [p for p in unique.values() if not self.cache.has_package(p.sha256)]
         if lacking and offline:
             raise CapsulekitError(
-                f"{len(lacking)} locked packages are not in the cache, the first is {lacking[0].filename}",
+                f"{len(lacking)} locked packages are not in the cache, the first is {lacking[0].name} "
+                f"{lacking[0].version}",
                 hint="run the same command once without --offline",
             )
         if not lacking:
             return
-        with exclusive_lock(self._folder / ".lock"):
-            apt = self._apt()
-            if not self._updated:  # a lock was given: nothing has asked the archive yet
-                apt.update()
-            paths = apt.download(lacking)
-            for package, path in zip(lacking, paths, strict=True):
-                self.cache.add_package(path, package.sha256)
-                path.unlink()
+        with exclusive_lock(self._folder / ".lock"), self.cache.scratch("fetch") as folder:
+            apt = self._apt(lock.keys)
+            apt.update()
+            with _watched(folder, done):
+                apt.download(lacking, folder, lambda package, path: self._take(package, path))
 
-    def bootstrap(self, lock: Lock, base: str, customize: Path, out: IO[bytes]) -> None:
-        """See Distro."""
-        packages = lock.sets["rootfs"]
+    def _take(self, package: Package, path: Path) -> None:
+        self.cache.add_package(path, package.sha256)
+
+    # --- installing
+
+    def _entries(self, packages: Sequence[Package]) -> list[tuple[Path, str, int, str]]:
         paths = [self.cache.checked_package(p.sha256) for p in packages]
         with ThreadPoolExecutor() as pool:
             controls = list(pool.map(deb.control, paths))
-        repo = customize / "repo"
+        return [(path, text, p.size, p.sha256) for path, text, p in zip(paths, controls, packages, strict=True)]
+
+    def install(self, lock: Lock, base: str, stage: int, before: Path | None, work: Path, out: IO[bytes]) -> None:
+        """See Distro. The first stage is mmdebstrap's work; what comes on top is apt's, in the root that is there."""
+        packages = [p for p in lock.sets["rootfs"] if p.stage == stage]
+        # mmdebstrap's helpers drop privileges; the folder itself must be reachable for them, its content is public.
+        work.chmod(0o755)
+        repo = work / "repo"
         repo.mkdir()
-        entries = [(path, text, p.size, p.sha256) for path, text, p in zip(paths, controls, packages, strict=True)]
-        mmdebstrap.local_repository(repo, self.suite, entries)
-        (customize / "sources").write_text(self._sources())
+        mmdebstrap.local_repository(repo, self.suite, self._entries(packages))
         names = [p.name for p in packages]
-        mmdebstrap.make_root(self.suite, self.arch, repo, names, base, lock.epoch, customize, out)
+        if before is None:
+            mmdebstrap.make_root(self.suite, self.arch, repo, names, base, lock.epoch, work, out)
+        else:
+            mmdebstrap.add_to_root(self.arch, repo, names, base, before, lock.epoch, work, out)
         shutil.rmtree(repo)
+
+    def finish(self, work: Path) -> None:
+        """See Distro: the finished root gets the suite's default sources, whatever this build's packages came from."""
+        (work / "sources").write_text(self._default_sources())
 
     def unpack(self, package: Package, folder: Path) -> None:
         """See Distro."""
         deb.unpack(self.cache.checked_package(package.sha256), folder)
+
+    def is_kernel(self, package: Package) -> bool:
+        """See Distro."""
+        return package.name.startswith(KERNELS)
+
+
+def _as_kept(packages: Sequence[Package], keep: Sequence[Package]) -> tuple[Package, ...]:
+    """The same packages; what was kept has its path in the archive, not in the repository it was kept in."""
+    paths = {p.sha256: p.path for p in keep}
+    fields = ((p, paths.get(p.sha256, p.path)) for p in packages)
+    return tuple(Package(p.name, p.version, p.arch, p.size, p.sha256, path, p.stage, p.by) for p, path in fields)
+
+
+@contextmanager
+def _watched(folder: Path, done: Callable[[int], None]) -> Iterator[None]:
+    """Tell ``done`` now and then how many bytes lie below ``folder``."""
+    over = threading.Event()
+
+    def look() -> None:
+        while not over.wait(LOOK):
+            total = 0
+            for path in folder.rglob("*"):
+                with suppress(OSError):  # apt renames what it has finished
+                    total += path.stat().st_size if path.is_file() else 0
+            done(total)
+
+    watcher = threading.Thread(target=look, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watcher.join()

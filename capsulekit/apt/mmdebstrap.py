@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
+import subprocess
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import IO
 from urllib.parse import quote
 
-from capsulekit.errors import CapsulekitError
 from capsulekit.files import sha256_bytes
-from capsulekit.run import CommandFailed, failed, run, run_apart
+from capsulekit.run import CLOCK, CommandFailed, failed, run, run_apart
 
 HERE = Path(__file__).parent
 PURPOSE = "build the root file system"
@@ -26,55 +28,78 @@ def version() -> str:
 
 def default_sources(suite: str, arch: str, scratch: Path) -> str:
     """The sources.list mmdebstrap writes by itself for ``suite``: recipes name a release, never a mirror."""
-    env = _environment(scratch, 0) | {"CAPSULEKIT_OUT": str(scratch)}
-    argv = [
+    scratch.chmod(0o755)
+    argv: list[str] = [
         "mmdebstrap",
-        f"--mode={_mode()}",
+        "--mode=root",
         f"--architectures={arch}",
         "--variant=custom",
         "--format=tar",
+        "--skip=check/signed-by",
         f"--setup-hook={HERE / 'keep-sources.sh'}",
         suite,
         str(scratch / "never.tar"),
     ]
+    # The hook ends mmdebstrap on purpose, before it opens a connection.
+    with suppress(CommandFailed):
+        _apart(argv, "learn the distribution's sources", scratch, 0, subprocess.DEVNULL)
     try:
-        run(argv, purpose="learn the distribution's sources", env=env, cwd=scratch)
-    except CommandFailed as stopped:
-        # The hook ends mmdebstrap on purpose, before it opens a connection.
-        if not (scratch / "sources.list").exists():
-            raise stopped from None
-    return (scratch / "sources.list").read_text()
+        return (scratch / "sources.list").read_text()
+    except FileNotFoundError:
+        log = (scratch / "install.log").read_bytes()
+        raise failed(argv, "learn the distribution's sources", 1, _telling(log)) from None
 
 
 def make_root(
     suite: str, arch: str, repo: Path, names: Sequence[str], variant: str, epoch: int, work: Path, out: IO[bytes]
 ) -> None:
-    """Install from the local repository ``repo`` and nothing else; stream the finished root as a tar into ``out``.
+    """Install from the local repository ``repo`` and nothing else; stream the root as a tar into ``out``.
 
-    ``work`` holds what customize.sh needs (see there) and is mmdebstrap's scratch space. Raises CommandFailed.
+    ``work`` is mmdebstrap's scratch space. Raises CommandFailed.
     """
-    env = _environment(work, epoch) | {"CAPSULEKIT_WORK": str(work)}
-    # The extract variant installs nothing, so for mmdebstrap there is nothing to customize either.
-    hook = "extract" if variant == "extract" else "customize"
     argv: list[str] = [
         "mmdebstrap",
-        f"--mode={_mode()}",
+        "--mode=root",
         f"--architectures={arch}",
         f"--variant={variant}",
         "--format=tar",
         "--dpkgopt=force-unsafe-io",
-        "--skip=cleanup/apt/lists",
+        "--skip=cleanup/apt/lists,cleanup/reproducible",
         "--include=" + ",".join(names),
-        f"--{hook}-hook={HERE / 'customize.sh'}",
+        *_clock_hooks(variant),
         suite,
         "-",
         f"deb [trusted=yes] copy://{quote(str(repo))} ./",
     ]
-    log = work / "mmdebstrap.log"
+    _apart(argv, PURPOSE, work, epoch, out)
+
+
+def _clock_hooks(variant: str) -> list[str]:
+    """Where `capsulekit prove` has moved the clock, the packages' programs see it too (namespace/inside.lib.sh)."""
+    if not CLOCK or variant == "extract":
+        return []
+    functions = shlex.quote(str(HERE.parent / "namespace" / "inside.lib.sh"))
+    return [f'--extract-hook=. {functions}; move_clock "$1"', f'--customize-hook=. {functions}; restore_clock "$1"']
+
+
+def add_to_root(
+    arch: str, repo: Path, names: Sequence[str], variant: str, before: Path, epoch: int, work: Path, out: IO[bytes]
+) -> None:
+    """Install more from ``repo`` into the root in the tar ``before``; stream the new root into ``out``.
+
+    Raises CommandFailed.
+    """
+    argv: list[str | Path] = ["sh", HERE / "add.sh", work, before, repo, variant, arch, *names]
+    _apart(argv, PURPOSE, work, epoch, out)
+
+
+def _apart(argv: Sequence[str | Path], purpose: str, work: Path, epoch: int, out: IO[bytes] | int) -> None:
+    log = work / "install.log"
+    env = _environment(work, epoch) | {"CAPSULEKIT_OUT": str(work)}
     with log.open("wb") as errors:
-        status = run_apart(argv, purpose=PURPOSE, env=env, cwd=work, stdout=out, stderr=errors)
+        status = run_apart(argv, purpose=purpose, env=env, cwd=work, stdout=out, stderr=errors)
     if status != 0:
-        raise failed(argv, PURPOSE, status, _telling(log.read_bytes()))
+        raise failed(argv, purpose, status, _telling(log.read_bytes()))
 
 
 def _telling(log: bytes) -> bytes:
@@ -86,17 +111,11 @@ def _telling(log: bytes) -> bytes:
     return log
 
 
-def _mode() -> str:
-    if os.geteuid() != 0:
-        raise CapsulekitError("building a root file system needs root", hint="run the same command with sudo")
-    return "root"
-
-
 def _environment(scratch: Path, epoch: int) -> dict[str, str]:
     """Nothing of the caller's environment reaches the packages' scripts."""
     return {
         "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-        "HOME": "/root",
+        "HOME": str(scratch),
         "TZ": "UTC",
         "LC_ALL": "C.UTF-8",
         "TMPDIR": str(scratch),

@@ -6,7 +6,7 @@ import hashlib
 import io
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,34 +17,59 @@ from capsulekit.capsule.manifest import MEMBER, Manifest
 from capsulekit.errors import CapsulekitError, TrustError
 from capsulekit.files import CHUNK, atomic_file, sha256_bytes
 from capsulekit.trust import minisign
-from capsulekit.trust.minisign import SecretKey
+from capsulekit.trust.minisign import PublicKey, SecretKey
 
 
 @dataclass(frozen=True)
 class Member:
-    """A member to write: its ``name`` in the capsule and its content, a file or bytes."""
+    """A member to write: its ``name`` in the capsule and its content, a file or bytes.
+
+    ``known`` are the size (bytes) and hex sha256 of a file that was summed before: then it is read only once, while it
+    is written, and must still be that.
+    """
 
     name: str
     source: Path | bytes
+    known: tuple[int, str] | None = None
 
 
-def write_capsule(out: Path, manifest: Manifest, members: Sequence[Member], signer: SecretKey) -> str:
-    """Write and sign a capsule; returns its identity (hex sha256 of SHA256SUMS).
+@dataclass(frozen=True)
+class Kept:
+    """The signatures of a capsule that is made again: its SHA256SUMS, and its signature members, as they were.
+
+    ``key`` is the one whose signature is checked; co-signatures of other keys are kept too, and only their form counts.
+    """
+
+    sums: bytes
+    signatures: Mapping[str, bytes]
+    key: PublicKey
+
+
+class Differs(TrustError):
+    """What was made again is not what was signed; ``members`` names those that differ, are new or are missing."""
+
+    def __init__(self, members: Sequence[str], what: str = "") -> None:
+        super().__init__(f"{what}not what was signed; members that differ: " + ", ".join(members))
+        self.members = tuple(members)
+
+
+def write_capsule(out: Path, manifest: Manifest, members: Sequence[Member], signer: SecretKey | Kept) -> str:
+    """Write and sign a capsule, or give it the signatures it had; returns its identity (hex sha256 of SHA256SUMS).
 
     ``members`` are all but SHA256SUMS, its signature and capsule.toml, in any order. ``out`` appears, or is replaced,
     only when everything is written. Raises CapsulekitError when a source can't be read or changes meanwhile, the disk
-    is full, or the members are not what the manifest says.
+    is full, or the members are not what the manifest says; Differs (or TrustError for a signature that does not hold)
+    when they are not what kept signatures were made for.
     """
     content = [*members, Member(MEMBER, manifest.dumps())]
     with _refusing():
         _check_names(manifest, [m.name for m in content])
-    summed = {m.name: _sum(m) for m in content}
+    summed = _sum_all(content)
     sums = layout.dump_sums({name: digest for name, (_, digest) in summed.items()})
     with _refusing():
         layout.check_sizes({name: size for name, (size, _) in summed.items()}, manifest)
         _check_layers(manifest, summed)
-    signature = minisign.sign(sums, signer, manifest.trusted_comment).encode()
-    for name, data in ((layout.SUMS, sums), (layout.SIGNATURE, signature)):
+    for name, data in ((layout.SUMS, sums), *_signatures(sums, manifest, signer).items()):
         content.append(Member(name, data))
         summed[name] = (len(data), sha256_bytes(data))
     content.sort(key=lambda m: layout.rank(m.name))
@@ -54,6 +79,36 @@ def write_capsule(out: Path, manifest: Manifest, members: Sequence[Member], sign
             written += _append(file, member, summed[member.name], manifest.epoch)
         file.write(tar.ending(written))
     return summed[layout.SUMS][1]
+
+
+def digests_of(manifest: Manifest, members: Sequence[Member]) -> dict[str, str]:
+    """What SHA256SUMS would list: hex sha256 by member."""
+    return {name: digest for name, (_, digest) in _sum_all([*members, Member(MEMBER, manifest.dumps())]).items()}
+
+
+def _sum_all(members: Sequence[Member]) -> dict[str, tuple[int, str]]:
+    return {m.name: m.known or _sum(m) for m in members}
+
+
+def _signatures(sums: bytes, manifest: Manifest, signer: SecretKey | Kept) -> dict[str, bytes]:
+    """Signature members by name: made now, or those that were kept, checked."""
+    if isinstance(signer, SecretKey):
+        return {layout.SIGNATURE: minisign.sign(sums, signer, manifest.trusted_comment).encode()}
+    if sums != signer.sums:
+        raise Differs(differing(layout.load_sums(signer.sums), layout.load_sums(sums)))
+    text = signer.signatures.get(layout.SIGNATURE, b"").decode("utf-8", "replace")
+    if minisign.verify(sums, text, signer.key) != manifest.trusted_comment:
+        raise TrustError("the kept signature's trusted comment disagrees with the manifest")
+    for name, data in signer.signatures.items():
+        if name != layout.SIGNATURE:
+            minisign.parse_signature(data.decode("utf-8", "replace"))
+            layout.rank(name)
+    return dict(signer.signatures)
+
+
+def differing(one: Mapping[str, str], two: Mapping[str, str]) -> list[str]:
+    """The members that are not the same in both listings (name -> hex sha256), in the order of the format."""
+    return sorted((n for n in one.keys() | two.keys() if one.get(n) != two.get(n)), key=layout.rank)
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,19 @@ from capsulekit.errors import UsageError
 
 if TYPE_CHECKING:
     from capsulekit.cli.main import Options
+
+
+def variables_of(settings: Sequence[str]) -> dict[str, str]:
+    """The variables of --set NAME=VALUE. Raises UsageError for another form, or a name given twice."""
+    found: dict[str, str] = {}
+    for setting in settings:
+        name, equals, value = setting.partition("=")
+        if not equals or not name:
+            raise UsageError(f"--set takes NAME=VALUE, not {setting!r}")
+        if name in found:
+            raise UsageError(f"--set names the variable {name} twice")
+        found[name] = value
+    return found
 
 
 def key_password(path: Path) -> Callable[[], bytes]:

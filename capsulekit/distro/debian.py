@@ -13,15 +13,10 @@ ARCHES = ("amd64", "i386", "arm64")
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 
 
-def create(release: str, arch: str, cache: Cache) -> AptDistro:
+def create(release: str, arch: str, cache: Cache, repos: Path | None) -> AptDistro:
     """Debian ``release`` (a number); raises CapsulekitError for one we do not know."""
     if release not in SUITES:
         raise CapsulekitError(f"unknown Debian release {release}", hint="known: " + ", ".join(SUITES))
     if arch not in ARCHES:
         raise CapsulekitError(f"unknown Debian architecture {arch}", hint="known: " + ", ".join(ARCHES))
-    if not KEYRING.exists():
-        raise CapsulekitError(
-            f"{KEYRING} is missing: Debian's archive cannot be verified without it",
-            hint="apt-get install debian-archive-keyring",
-        )
-    return AptDistro("debian", release, SUITES[release], arch, KEYRING, cache)
+    return AptDistro("debian", release, SUITES[release], arch, KEYRING, cache, repos)

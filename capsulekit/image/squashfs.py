@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import IO
 
 from capsulekit.errors import CapsulekitError
-from capsulekit.run import failed, run, tied, tool
+from capsulekit.run import CLOCK, as_root_by_name, failed, run, tied, tool
 
 BLOCK = 1 << 20
 
@@ -27,6 +27,8 @@ def layer_from_tar(out: Path, epoch: int, level: int) -> Iterator[IO[bytes]]:
     Nothing is left at ``out`` when anything fails; a full disk is said as such.
     """
     argv: list[str | Path] = [
+        # The root folder of an image made from a tar belongs to whoever makes it (-root-uid came with 4.6).
+        *as_root_by_name("write a layer"),
         *tied("KILL", "write a layer"),
         tool("mksquashfs", "write a layer"),
         "-",
@@ -49,7 +51,7 @@ def layer_from_tar(out: Path, epoch: int, level: int) -> Iterator[IO[bytes]]:
     ]
     # (sqfstar 4.5.1, the same program by another name, cannot read a compressor's options.)
     # SOURCE_DATE_EPOCH beside -mkfs-time is fatal to squashfs-tools 4.5, so the environment is made anew.
-    env = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LC_ALL": "C.UTF-8", "TZ": "UTC"}
+    env = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LC_ALL": "C.UTF-8", "TZ": "UTC", **CLOCK}
     log = out.with_suffix(".log")
     try:
         with log.open("wb") as errors:

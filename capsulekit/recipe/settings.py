@@ -1,133 +1,233 @@
-"""Every setting a recipe may hold, in one typed table: validation and the reference page are made from it."""
+"""Every setting a recipe may hold, in one typed table.
+
+Validation (check.py), the JSON Schema and the reference page (pages.py) and ``capsulekit new`` are made from it.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, Literal
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-# No "-" at the end: apt would take "name-" for "remove name".
-PACKAGE = re.compile(r"[a-z0-9]([a-z0-9+.-]*[a-z0-9+.])?(:[a-z0-9]+)?")
-UNIT = re.compile(r"(?!-)[A-Za-z0-9@:._\\-]+\.(service|socket|timer|target|mount|path)")
-MODE = re.compile(r"0[0-7]{3,4}")
+# line: text without line ends or control characters; text: any text; lines: a list of lines; lists: a list of those;
+# scripts: a list of script files, or of scripts written down in the recipe.
+Kind = Literal["line", "text", "number", "flag", "lines", "lists", "scripts"]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a value looks like: its kind, and what it, or each item of it, has to match.
+
+    ``pattern`` is for the whole text, in the syntax that Python and JSON Schema share; ``rule`` is what a pattern
+    cannot say; ``least`` and ``most`` are for numbers.
+    """
+
+    kind: Kind
+    expected: str
+    pattern: str = ""
+    choices: tuple[str, ...] = ()
+    least: int = 0
+    most: int = 0
+    rule: Callable[[str], bool] | None = None
+
+    @cached_property
+    def _regex(self) -> re.Pattern[str]:
+        return re.compile(self.pattern or "(?s:.*)")
+
+    def fits(self, text: str) -> bool:
+        """Whether one text, or one item of a list, is right."""
+        if self.kind != "text" and not text.isprintable():
+            return False
+        if self.choices and text not in self.choices:
+            return False
+        return self._regex.fullmatch(text) is not None and (self.rule is None or self.rule(text))
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One key: its type (``str``, ``int`` or ``list``), what its value (or each item) must look like, and its help."""
+    """One key: what its value looks like, what it is for, and its default (None: there is none)."""
 
-    type: type
+    shape: Shape
     help: str
     default: Any = None
     required: bool = False
-    check: Callable[[Any], bool] | None = None
-    expected: str = "text"
 
 
-def _like(pattern: re.Pattern[str]) -> Callable[[str], bool]:
-    return lambda text: pattern.fullmatch(text) is not None
+@dataclass(frozen=True)
+class Named:
+    """A family of sections, such as ``[files."/etc/motd"]``: how the names look, and the keys of each."""
+
+    header: str
+    name: Shape
+    help: str
+    settings: dict[str, Setting]
 
 
-def _one_line(text: str) -> bool:
-    return text.isprintable()
+def glob_is_whole(text: str) -> bool:
+    """Whether every ``[`` of a glob has its ``]`` in the same part of the path; a ``]`` that comes first is no end."""
+    return all("[" not in re.sub(r"\[[!^]?\]?[^\]]*\]", "", part) for part in text.split("/"))
 
 
-def _absolute(text: str) -> bool:
-    parts = text.split("/")
-    return text.startswith("/") and len(text) > 1 and not {"", ".", ".."} & set(parts[1:]) and text.isprintable()
+_FULL = r"(?:/(?!\.{1,2}(?:/|$))[^/]+)+"
+_ACCOUNT = r"[a-z_][a-z0-9_-]{0,31}"
+# The highest, -1, means "leave it" to chown(2).
+_ID = Shape("number", "a number from 0 to 4294967294", most=(1 << 32) - 2)
 
-
-NAME_RULE = {"check": _like(NAME), "expected": "a name of letters, digits, '.', '_' and '-'"}
-PACKAGES_RULE = {"check": _like(PACKAGE), "expected": "a list of package names"}
-UNITS_RULE = {"check": _like(UNIT), "expected": 'a list of unit names, such as "ssh.service"'}
+LINE = Shape("line", "one line of text")
+TEXT = Shape("text", "text")
+FLAG = Shape("flag", "true or false")
+NAME = Shape("line", "a name of letters, digits, '.', '_' and '-'", r"[A-Za-z0-9][A-Za-z0-9._-]*")
+# No "-" at the end: apt would take "name-" for "remove name".
+_PACKAGE = r"[A-Za-z0-9](?:[A-Za-z0-9+._-]*[A-Za-z0-9+._])?(?::[a-z0-9]+)?"
+PACKAGE = Shape("line", "a package name", _PACKAGE)
+PACKAGES = Shape("lines", "a list of package names", _PACKAGE)
+STAGES = Shape("lists", "a list of lists of package names", _PACKAGE)
+MODULES = Shape("lines", "a list of module names", r"[^\s]+")
+UNITS = Shape(
+    "lines",
+    'a list of unit names, such as "ssh.service"',
+    r"(?!-)[A-Za-z0-9@:._\\-]+\.(?:service|socket|timer|target|mount|automount|swap|slice|path)",
+)
+PATH = Shape("line", "a full path without '.' or '..'", _FULL)
+HOME = Shape("line", "a full path without '.', '..' or ':'", r"(?:/(?!\.{1,2}(?:/|$))[^/:]+)+")
+GLOBS = Shape(
+    "lines", "a list of globs that start with /, without '.' or '..' and with each [ closed", _FULL, rule=glob_is_whole
+)
+SCRIPTS = Shape("scripts", 'a list of script files, or of tables {name = "...", text = "..."}')
+SCRIPT_NAME = Shape("line", "a name of letters, digits, '.', '_' and '-'", r"[A-Za-z0-9][A-Za-z0-9._-]*")
+NUMBERED = Shape("line", "named NN-name, such as 50-motd: NN is its order", r"[0-9]{2}-[A-Za-z0-9][A-Za-z0-9._-]*")
+ACCOUNT = Shape("line", "up to 32 small letters, digits, '_' and '-'", _ACCOUNT)
+ACCOUNTS = Shape("lines", "a list of group names", _ACCOUNT)
+MODE = Shape("line", 'octal text such as "0644"', r"0[0-7]{3,4}")
+SIZE = Shape("line", 'a size such as "900M" or "2G"', r"[1-9][0-9]{0,11}[KMG]?")
+LEVEL = Shape("number", "a number from 1 to 22", least=1, most=22)
+PASSWORD = Shape("line", 'a hash of crypt(5), which starts with "$", or "!" for none', r"\$[!-9;-~]+|!")
+SSH_KEYS = Shape(
+    "lines",
+    "a list of public ssh keys, each a line as in authorized_keys",
+    r"(?:.* )?(?:ssh-(?:ed25519|rsa)|ecdsa-sha2-nistp[0-9]+|sk-[a-z0-9-]+@openssh\.com) [A-Za-z0-9+/]{16,}=*(?: .*)?",
+)
+QUESTION = Shape("line", "a name of small letters, digits, '_' and '-'", r"[a-z][a-z0-9_-]*")
+VARIABLE = Shape("line", "a name of letters, digits, '_' and '-'", r"[A-Za-z][A-Za-z0-9_-]*")
 
 SETTINGS: dict[str, dict[str, Setting]] = {
     "capsule": {
-        "name": Setting(str, "name of the capsule", required=True, **NAME_RULE),  # type: ignore[arg-type]
-        "version": Setting(str, "version of the capsule", required=True, **NAME_RULE),  # type: ignore[arg-type]
-        "init": Setting(str, "first program of the booted root", "/sbin/init", check=_absolute, expected="a full path"),
-        "cmdline": Setting(str, "kernel arguments", "", check=_one_line, expected="one line of kernel arguments"),
+        "name": Setting(NAME, "name of the capsule", required=True),
+        "version": Setting(NAME, "version of the capsule", required=True),
+        "init": Setting(PATH, "first program of the booted root", "/sbin/init"),
+        "cmdline": Setting(Shape("line", "one line of kernel arguments"), "kernel arguments", ""),
     },
     "distro": {
-        "name": Setting(str, "distribution", required=True, **NAME_RULE),  # type: ignore[arg-type]
-        "release": Setting(str, "release of the distribution, as its users say it", required=True, **NAME_RULE),  # type: ignore[arg-type]
-        "arch": Setting(str, "architecture", "amd64", **NAME_RULE),  # type: ignore[arg-type]
+        "name": Setting(NAME, "distribution", required=True),
+        "release": Setting(NAME, "release of the distribution, as its users say it", required=True),
+        "arch": Setting(NAME, "architecture, in Debian's spelling", "amd64"),
     },
     "packages": {
-        "include": Setting(list, "packages to install, with what they depend on", [], **PACKAGES_RULE),  # type: ignore[arg-type]
+        "include": Setting(PACKAGES, "packages to install, with what they depend on", []),
+        "then": Setting(
+            STAGES,
+            "lists of packages, each installed in a step of its own on top of those before; what a child recipe "
+            "includes becomes such a list",
+            [],
+        ),
     },
     "kernel": {
-        "package": Setting(str, "package that brings (or depends on) the kernel", required=True,
-                           check=_like(PACKAGE), expected="a package name"),
-        "modules": Setting(list, "keep only these modules and what they need; empty keeps all", [],
-                           check=_one_line, expected="a list of module names"),
-        "stage2": Setting(list, "modules that stage 2 loads to mount the layers", ["loop", "squashfs", "overlay"],
-                          check=_one_line, expected="a list of module names"),
+        "package": Setting(PACKAGE, "package that brings (or depends on) the kernel", required=True),
+        "extra": Setting(PACKAGES, "more packages whose modules or firmware belong to the kernel", []),
+        "modules": Setting(MODULES, "keep only these modules and what they need; empty keeps all", []),
+        "stage2": Setting(MODULES, "modules that stage 2 loads to mount the layers", ["loop", "squashfs", "overlay"]),
     },
     "rootfs": {
-        "base": Setting(str, '"essential": a working system; "extract": unpacked packages, no script is run',
-                        "essential",
-                        check=lambda t: t in ("essential", "extract"), expected='"essential" or "extract"'),
+        "base": Setting(
+            Shape("line", '"essential" or "extract"', choices=("essential", "extract")),
+            '"essential": a working system; "extract": unpacked packages, no script is run',
+            "essential",
+        ),
     },
     "services": {
-        "enable": Setting(list, "units to enable", [], **UNITS_RULE),  # type: ignore[arg-type]
-        "disable": Setting(list, "units to disable", [], **UNITS_RULE),  # type: ignore[arg-type]
-        "mask": Setting(list, "units to mask", [], **UNITS_RULE),  # type: ignore[arg-type]
+        "enable": Setting(UNITS, "units to enable", []),
+        "disable": Setting(UNITS, "units to disable", []),
+        "mask": Setting(UNITS, "units to mask", []),
     },
     "scripts": {
-        "rootfs": Setting(list, "scripts run as root inside the new root, after the packages", [],
-                          check=_one_line, expected="a list of file paths"),
+        "rootfs": Setting(SCRIPTS, "scripts run as root inside the new root, after all else, in this order", []),
     },
     "hybridize": {
-        "paths": Setting(list, "globs of paths that may live on the network instead of in RAM", [],
-                         check=lambda t: t.startswith("/") and t.isprintable(),
-                         expected="a list of globs that start with /"),
+        "paths": Setting(GLOBS, "globs of paths that may live on the network instead of in RAM", []),
     },
     "provision": {
-        "init": Setting(list, "scripts stage 1 runs on the node against NEWROOT; file names start with two digits", [],
-                        check=_one_line, expected="a list of file paths"),
+        "init": Setting(
+            SCRIPTS, "scripts stage 1 runs on the node against NEWROOT; their names start with two digits", []
+        ),
+        "ready": Setting(SCRIPTS, "scripts run on the node once it is up; their names start with two digits", []),
     },
     "image": {
-        "level": Setting(int, "zstd level of the layers; past 9 it only costs time", 3,
-                         check=lambda n: 1 <= n <= 22, expected="a number from 1 to 22"),
+        "level": Setting(LEVEL, "zstd level of the layers; past 9 it only costs time", 3),
+        "release_level": Setting(LEVEL, "the level that `build --release` uses", 15),
+        "ram_max": Setting(SIZE, "RAM the booted root may take; a build that needs more fails", None),
     },
-}  # fmt: skip
-
-# [files."/etc/motd"]: what one file of the root is made of.
-FILE_SETTINGS: dict[str, Setting] = {
-    "content": Setting(str, "the file's text"),
-    "source": Setting(
-        str, "or the file it is copied from (path beside the recipe)", check=_one_line, expected="a path"
-    ),
-    "mode": Setting(str, "permission bits, octal", "0644", check=_like(MODE), expected='octal text such as "0644"'),
 }
 
+_QUESTIONS = ("text", "password", "number", "choice", "yesno")
 
-INTRODUCTION = """<!-- Made by capsulekit.recipe.settings.reference(); a test keeps it current. -->
-# The recipe
+NAMED: dict[str, Named] = {
+    "files": Named(
+        '[files."/path"]',
+        PATH,
+        "A file of the root: one of `content`, `source` and `base64`. A child's file replaces the parent's.",
+        {
+            "content": Setting(TEXT, "the file's text"),
+            "source": Setting(LINE, "or the file it is copied from, beside the recipe"),
+            "base64": Setting(TEXT, "or its bytes in base64"),
+            "mode": Setting(MODE, "permission bits", "0644"),
+            "owner": Setting(ACCOUNT, "user that owns it", "root"),
+            "group": Setting(ACCOUNT, "group that owns it", "root"),
+        },
+    ),
+    "users": Named(
+        "[users.NAME]",
+        ACCOUNT,
+        "An account, made if it is not there.",
+        {
+            "uid": Setting(_ID, "its number; the system chooses one if it is left out"),
+            "gid": Setting(_ID, "number of its main group"),
+            "groups": Setting(ACCOUNTS, "further groups", []),
+            "home": Setting(HOME, "home folder"),
+            "shell": Setting(HOME, "login shell"),
+            "password": Setting(PASSWORD, "hash of its password; a capsule is public, and so is this"),
+            "ssh_keys": Setting(SSH_KEYS, "public keys that may log in", []),
+            "system": Setting(FLAG, "an account of a service, not of a person", False),
+        },
+    ),
+    "groups": Named(
+        "[groups.NAME]",
+        ACCOUNT,
+        "A group, made if it is not there.",
+        {"gid": Setting(_ID, "its number; the system chooses one if it is left out")},
+    ),
+    "configure": Named(
+        "[configure.KEY]",
+        QUESTION,
+        "A question asked when the capsule is imported; the answers become files of a layer of the site's own. In "
+        "`template`, `{KEY}` stands for the answer to the question of that name; other braces are text.",
+        {
+            "prompt": Setting(LINE, "the question", required=True),
+            "type": Setting(
+                Shape("line", "one of " + ", ".join(f'"{q}"' for q in _QUESTIONS), choices=_QUESTIONS),
+                "kind of answer",
+                "text",
+            ),
+            "default": Setting(LINE, "the answer if none is given; not for a password"),
+            "required": Setting(FLAG, "whether it must be answered", False),
+            "choices": Setting(Shape("lines", "a list of answers"), "the answers of a choice", []),
+            "target": Setting(PATH, "file the answer goes to"),
+            "template": Setting(TEXT, "text of that file, with {KEY} in it"),
+        },
+    ),
+}
 
-A recipe is a TOML file. `extends = ["base.toml"]`, before the first section, names parents, which are read first: a
-text or a number replaces the parent's, a list is appended to it, an item `"!name"` takes `name` out of it again, a file
-of `[files]` replaces the parent's file. Paths are relative to the recipe that holds them. A key that is not listed here
-is an error.
-
-"""
-
-
-def reference() -> str:
-    """docs/reference/recipe.md: the settings as Markdown tables."""
-    out = []
-    for section, keys in SETTINGS.items():
-        out.append(f"## [{section}]\n\n| key | type | default | what |\n|---|---|---|---|")
-        for key, s in keys.items():
-            default = "required" if s.required else f"`{s.default!r}`"
-            out.append(f"| `{key}` | {s.type.__name__} | {default} | {s.help} |")
-        out.append("")
-    out.append('## [files."/path"]\n\n| key | type | default | what |\n|---|---|---|---|')
-    for key, s in FILE_SETTINGS.items():
-        out.append(
-            f"| `{key}` | {s.type.__name__} | {'none' if s.default is None else f'`{s.default!r}`'} | {s.help} |"
-        )
-    return INTRODUCTION + "\n".join(out) + "\n"
+# What may stand at the top of a recipe beside the sections above.
+EXTENDS = Shape("lines", "a list of recipe files")
+SECTIONS = (*SETTINGS, *NAMED, "variables")

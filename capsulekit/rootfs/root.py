@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 import struct
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 from urllib.parse import quote_from_bytes
@@ -18,65 +19,164 @@ from capsulekit.distro.base import Distro
 from capsulekit.errors import CapsulekitError
 from capsulekit.files import sha256_bytes
 from capsulekit.image.squashfs import layer_from_tar
-from capsulekit.lock.model import Lock
+from capsulekit.lock.model import Lock, Package
+from capsulekit.metadata.licences import Licences
+from capsulekit.progress import Progress
 from capsulekit.recipe.model import Recipe
+from capsulekit.rootfs.hybrid import Hybrid, describe
 from capsulekit.rootfs.normalise import VERSION, Ledger, Normaliser
+from capsulekit.rootfs.table import regenerate_commands
+from capsulekit.run import PLAIN, failed, run_apart
 
 LAYER = "rootfs.squashfs"
 ACL = "rootfs.acl"
+HYBRID_LAYER = "hybrid.squashfs"
+TAR = "root.tar"
+SCRIPT = Path(__file__).with_name("customize.sh")
+PURPOSE = "bring the recipe's parts into the root"
+# The status of customize.sh after the shell of --break.
+STOPPED = 90
+
+
+class Stopped(CapsulekitError):
+    """The build ended in the shell that --break opened."""
 
 
 @dataclass(frozen=True)
 class RootFacts:
-    """What later steps need to know of the root: bytes unpacked, merged /usr, normaliser rows that never matched."""
+    """What later steps need to know of the root.
+
+    ``unpacked`` is in bytes. ``owners`` says which paths a part of the recipe changed ("users", "services",
+    "script NAME", "caches"), ``licences`` what the packages' own papers say, ``hybrid`` one line per hybridize glob.
+    """
 
     unpacked: int
     paths: int
     merged_usr: bool
     acls: int
     unmatched: tuple[str, ...]
+    owners: Mapping[str, Sequence[str]]
+    licences: Mapping[str, str]
+    hybrid: tuple[str, ...]
 
 
-def rootfs_step(recipe: Recipe, lock: Lock, distro: Distro, cache: Cache) -> Step:
-    """Make (or reuse) the rootfs layer."""
-    return cache.step("rootfs", inputs(recipe, lock), lambda out: _make(recipe, lock, distro, cache, out))
+def install_inputs(recipe: Recipe, lock: Lock, distro: Distro, stage: int) -> dict[str, Any]:
+    """Everything that decides the root with the packages of the stages up to ``stage``."""
+    return {
+        "distro": [lock.distro, lock.release, lock.arch],
+        "packages": [[p.sha256 for p in lock.sets["rootfs"] if p.stage == n] for n in range(stage + 1)],
+        "base": recipe.base,
+        "epoch": lock.epoch,
+        "tools": lock.tools,
+        "code": code_identity(*distro.code, "capsulekit.namespace", "capsulekit.run"),
+    }
+
+
+def inputs(recipe: Recipe, lock: Lock, distro: Distro) -> dict[str, Any]:
+    """Everything that decides the rootfs layer's bytes."""
+    return {
+        "installed": install_inputs(recipe, lock, distro, _last_stage(lock)),
+        "init": recipe.init,
+        "level": recipe.level,
+        "groups": [asdict(g) for g in recipe.groups],
+        "users": [asdict(u) for u in recipe.users],
+        "files": [[f.path, f.mode, f.owner, f.group, sha256_bytes(f.data)] for f in recipe.files],
+        "scripts": [[s.name, sha256_bytes(s.data)] for s in recipe.scripts],
+        "units": [recipe.enable, recipe.disable, recipe.mask],
+        "hybridize": recipe.hybridize,
+        "normaliser": VERSION,
+        "code": code_identity(
+            "capsulekit.rootfs", "capsulekit.image", "capsulekit.metadata.licences", "initramfs_builder"
+        ),
+    }
+
+
+def _last_stage(lock: Lock) -> int:
+    return max((p.stage for p in lock.sets["rootfs"]), default=0)
+
+
+def unbuilt_packages(recipe: Recipe, lock: Lock, distro: Distro, cache: Cache) -> list[Package]:
+    """The packages of the stages that have to be installed anew; none when the layer itself is there."""
+    if cache.has_step("rootfs", inputs(recipe, lock, distro)):
+        return []
+    made = -1
+    for stage in range(_last_stage(lock) + 1):
+        if cache.has_step("install", install_inputs(recipe, lock, distro, stage)):
+            made = stage
+    return [p for p in lock.sets["rootfs"] if p.stage > made]
+
+
+def rootfs_step(
+    recipe: Recipe, lock: Lock, distro: Distro, cache: Cache, progress: Progress, stop_after: str = ""
+) -> Step:
+    """Make (or reuse) the rootfs layer; with ``stop_after`` a shell opens after that step, and Stopped is raised."""
+
+    def make(out: Path) -> None:
+        installed = _installed(recipe, lock, distro, cache, progress, _last_stage(lock))
+        _make(recipe, lock, distro, cache, installed.folder / TAR, out, stop_after)
+
+    identity = inputs(recipe, lock, distro)
+    if stop_after:
+        with cache.scratch() as nowhere:
+            make(nowhere)
+        raise CapsulekitError(f"there is no step {stop_after}", hint="known: " + ", ".join(break_points(recipe)))
+    return cache.step("rootfs", identity, make)
+
+
+def break_points(recipe: Recipe) -> list[str]:
+    """The steps after which ``build --break`` can open a shell."""
+    return ["install", "users", "files", "services", *(f"script {s.name}" for s in recipe.scripts), "caches"]
+
+
+def _installed(recipe: Recipe, lock: Lock, distro: Distro, cache: Cache, progress: Progress, stage: int) -> Step:
+    """The root with the packages of the stages up to ``stage``, as a tar; the stages before are made when lacking."""
+
+    def make(out: Path) -> None:
+        before = None
+        if stage > 0:
+            before = _installed(recipe, lock, distro, cache, progress, stage - 1).folder / TAR
+        with (
+            progress.step(f"install {sum(p.stage == stage for p in lock.sets['rootfs'])} packages"),
+            cache.scratch() as work,
+            (out / TAR).open("wb") as tar,
+        ):
+            distro.install(lock, recipe.base, stage, before, work, tar)
+
+    return cache.step("install", install_inputs(recipe, lock, distro, stage), make)
 
 
 def facts(step: Step) -> RootFacts:
     """What was noted when the root was made."""
     noted = json.loads((step.folder / "facts.json").read_text())
-    return RootFacts(**{**noted, "unmatched": tuple(noted["unmatched"])})
+    return RootFacts(**{**noted, "unmatched": tuple(noted["unmatched"]), "hybrid": tuple(noted["hybrid"])})
 
 
-def inputs(recipe: Recipe, lock: Lock) -> dict[str, Any]:
-    """Everything that decides the rootfs layer's bytes."""
-    return {
-        "packages": [p.sha256 for p in lock.sets["rootfs"]],
-        "init": recipe.init,
-        "base": recipe.base,
-        "epoch": lock.epoch,
-        "tools": lock.tools,
-        "arch": lock.arch,
-        "level": recipe.level,
-        "files": [[f.path, f.mode, sha256_bytes(f.data)] for f in recipe.files],
-        "scripts": [[s.name, sha256_bytes(s.data)] for s in recipe.scripts],
-        "units": [recipe.enable, recipe.disable, recipe.mask],
-        "normaliser": VERSION,
-        "code": code_identity("capsulekit.rootfs", "capsulekit.apt", "capsulekit.image"),
-    }
-
-
-def _make(recipe: Recipe, lock: Lock, distro: Distro, cache: Cache, out: Path) -> None:
+def _make(
+    recipe: Recipe, lock: Lock, distro: Distro, cache: Cache, installed: Path, out: Path, stop_after: str
+) -> None:
+    licences = Licences()
     with cache.scratch() as work:
-        # mmdebstrap's helpers drop privileges; the folder itself must be reachable for them, its content is public.
-        work.chmod(0o755)
-        _prepare(recipe, work)
-        normaliser = Normaliser(lock.epoch, recipe.init)
-        with (
-            _streamed(lambda pipe: distro.bootstrap(lock, recipe.base, work, pipe)) as tar,
-            layer_from_tar(out / LAYER, lock.epoch, recipe.level) as layer,
-        ):
-            ledger = normaliser.stream(tar, layer)
+        _prepare(recipe, distro, work, stop_after)
+        with ExitStack() as stack:
+            hybrid, shared = None, None
+            if recipe.hybridize:
+                # What moves depends on what else is there (hard links, the boot closure): look first, then stream.
+                finished = work / TAR
+                with finished.open("wb") as tar:
+                    _customize(lock, installed, work, tar, bool(stop_after))
+                hybrid = Hybrid(recipe.hybridize, json.loads((work / "closure.json").read_text()))
+                hybrid.scan(finished)
+                source: IO[bytes] = stack.enter_context(finished.open("rb"))
+                if not hybrid.empty:
+                    shared = stack.enter_context(layer_from_tar(out / HYBRID_LAYER, lock.epoch, recipe.level))
+            else:
+                source = stack.enter_context(
+                    _streamed(lambda pipe: _customize(lock, installed, work, pipe, bool(stop_after)))
+                )
+            layer = stack.enter_context(layer_from_tar(out / LAYER, lock.epoch, recipe.level))
+            normaliser = Normaliser(lock.epoch, recipe.init, distro.purl[0], hybrid, licences)
+            ledger = normaliser.stream(source, layer, shared)
+        owners = _owners(work)
     if ledger.paths == 0:
         raise CapsulekitError("the root file system came out empty")
     if not ledger.has_init:
@@ -84,10 +184,34 @@ def _make(recipe: Recipe, lock: Lock, distro: Distro, cache: Cache, out: Path) -
             f"the root has no {recipe.init}, which [capsule] init names as its first program",
             hint="install one, such as systemd-sysv, or name the right one",
         )
-    _note(ledger, out)
+    _note(ledger, owners, licences, out)
 
 
-def _note(ledger: Ledger, out: Path) -> None:
+def _customize(lock: Lock, installed: Path, work: Path, out: IO[bytes], terminal: bool) -> None:
+    """Unpack the installed root, let customize.sh change it, stream it to ``out``. Raises CommandFailed or Stopped."""
+    argv: list[str | Path] = ["sh", SCRIPT, work, installed, sys.executable]
+    log = work / "log"
+    env = {**PLAIN, "HOME": "/root", "TZ": "UTC", "LC_ALL": "C.UTF-8", "SOURCE_DATE_EPOCH": str(lock.epoch)}
+    with log.open("wb") as errors:
+        status = run_apart(
+            argv, purpose=PURPOSE, env=env, cwd=work, stdout=out, stderr=errors, terminal=terminal
+        )  # fmt: skip
+    if status == STOPPED:
+        raise Stopped("the build was stopped where --break said", hint="no capsule was made")
+    if status != 0:
+        raise failed(argv, PURPOSE, status, log.read_bytes())
+
+
+def _owners(work: Path) -> dict[str, list[str]]:
+    """Which paths each step changed, in the order of the steps' names."""
+    found = {}
+    for changed in sorted((work / "changed").iterdir()):
+        paths = changed.read_bytes().split(b"\0")[:-1]
+        found[changed.name] = sorted(p.decode("utf-8", "surrogateescape") for p in paths)
+    return {name: paths for name, paths in found.items() if paths}
+
+
+def _note(ledger: Ledger, owners: dict[str, list[str]], licences: Licences, out: Path) -> None:
     if ledger.acls:
         (out / ACL).write_bytes(acl_text(ledger.acls))
     noted = {
@@ -96,6 +220,9 @@ def _note(ledger: Ledger, out: Path) -> None:
         "merged_usr": ledger.merged_usr,
         "acls": len(ledger.acls),
         "unmatched": ledger.unmatched(),
+        "owners": owners,
+        "licences": licences.result(),
+        "hybrid": describe(ledger.moved, ledger.kept),
     }
     (out / "facts.json").write_text(json.dumps(noted))
 
@@ -128,20 +255,41 @@ def _acl_entries(path: str, value: bytes) -> str:
     return ",".join(entries)
 
 
-def _prepare(recipe: Recipe, work: Path) -> None:
-    """Lay out what customize.sh reads: files and content/, scripts/, units."""
-    content = work / "content"
-    content.mkdir()
+def _prepare(recipe: Recipe, distro: Distro, work: Path, stop_after: str) -> None:
+    """Lay out what customize.sh reads (see there)."""
+
+    def lines(name: str, rows: Iterable[Sequence[object]]) -> None:
+        (work / name).write_text("".join(" ".join(map(str, row)) + "\n" for row in rows), encoding="utf-8")
+
+    for folder in ("content", "scripts", "keys"):
+        (work / folder).mkdir()
     for number, file in enumerate(recipe.files):
-        (content / str(number)).write_bytes(file.data)
-    lines = [f"{number} {file.mode:04o} {file.path}\n" for number, file in enumerate(recipe.files)]
-    (work / "files").write_text("".join(lines), encoding="utf-8")
-    scripts = work / "scripts"
-    scripts.mkdir()
+        (work / "content" / str(number)).write_bytes(file.data)
+    lines("files", [(n, f"{f.mode:04o}", f.owner, f.group, f.path) for n, f in enumerate(recipe.files)])
     for number, script in enumerate(recipe.scripts):
-        (scripts / f"{number:04}-{script.name}").write_bytes(script.data)
+        (work / "scripts" / f"{number:04}-{script.name}").write_bytes(script.data)
+    lines("groups", [(g.name, _or_dash(g.gid)) for g in recipe.groups])
+    lines("users", [
+        (u.name, _or_dash(u.uid), _or_dash(u.gid), "yes" if u.system else "no", u.home or "-", u.shell or "-",
+         ",".join(u.groups) or "-")
+        for u in recipe.users
+    ])  # fmt: skip
+    (work / "passwords").write_text("".join(f"{u.name}:{u.password}\n" for u in recipe.users if u.password))
+    for user in recipe.users:
+        if user.ssh_keys:
+            (work / "keys" / user.name).write_text("".join(f"{key}\n" for key in user.ssh_keys), encoding="utf-8")
     verbs = (("enable", recipe.enable), ("disable", recipe.disable), ("mask", recipe.mask))
-    (work / "units").write_text("".join(f"{verb} {unit}\n" for verb, units in verbs for unit in units))
+    lines("units", [(verb, unit) for verb, units in verbs for unit in units])
+    lines("caches", regenerate_commands())
+    if recipe.hybridize:
+        (work / "closure").write_text(recipe.init)
+    if stop_after:
+        (work / "break").write_text(stop_after)
+    distro.finish(work)
+
+
+def _or_dash(value: int | None) -> str:
+    return "-" if value is None else str(value)
 
 
 @contextmanager

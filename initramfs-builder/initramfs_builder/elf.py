@@ -64,11 +64,12 @@ class Closure:
     """The answer: ``paths`` in the root (files and the links that lead to them, merged names, sorted), and ``links``.
 
     ``links`` (path → target) must be made in the image: it has no ld.so.cache, so what only ld.so.conf finds gets a
-    link beside the loader.
+    link beside the loader. ``chains`` says for every file who wanted it: the program asked for first, the file last.
     """
 
     files: dict[str, Found] = field(default_factory=dict)
     links: dict[str, str] = field(default_factory=dict)
+    chains: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -92,17 +93,18 @@ def closure(root: Path, starts: Sequence[str]) -> tuple[str, ...]:
     return find_closure(Tree(root), starts).paths
 
 
-def find_closure(tree: Tree, starts: Iterable[str]) -> Closure:
+def find_closure(tree: Tree, starts: Iterable[str], *, strict: bool = True) -> Closure:
     """Walk from the programs to all they load. A file that is not ELF (a script) stands for itself.
 
-    Raises CapsulekitError naming the chain (who wanted whom) when something is missing or cannot be read.
+    Raises CapsulekitError naming the chain (who wanted whom) when something is missing or cannot be read; not
+    ``strict``, what is missing or damaged is left out (an installed root may hold plugins that nobody can load).
     """
-    return _Walk(tree).run(starts)
+    return _Walk(tree, strict).run(starts)
 
 
 class _Walk:
-    def __init__(self, tree: Tree) -> None:
-        self.tree = tree
+    def __init__(self, tree: Tree, strict: bool) -> None:
+        self.tree, self.strict = tree, strict
         self.result = Closure()
         self.conf_dirs = tuple(_ld_so_conf(tree, "etc/ld.so.conf"))
         self._read: dict[Path, Elf | None] = {}
@@ -117,7 +119,7 @@ class _Walk:
         found = self.tree.resolve(path)
         if found is None or not found.host.is_file():
             raise CapsulekitError(f"{path} is not in {self.tree.root}", hint="is its package in the recipe?")
-        self._take(found)
+        self._take(found, (found.path,))
         elf = self._elf(found.host)
         if elf is None:
             return None
@@ -125,10 +127,11 @@ class _Walk:
         loader_dir = f"usr/lib/{MULTIARCH.get(elf.kind[1], '')}".rstrip("/")
         if elf.interpreter is not None:
             loader = self.tree.resolve(elf.interpreter)
-            if loader is None:
+            if loader is not None:
+                self._take(loader, (*chain, loader.path))
+                loader_dir = os.path.dirname(loader.path)  # noqa: PTH120
+            elif self.strict:
                 raise self._missing(elf.interpreter, chain)
-            self._take(loader)
-            loader_dir = os.path.dirname(loader.path)  # noqa: PTH120
         return _Wanted(found, elf, chain, (), loader_dir)
 
     def _expand(self, wanted: _Wanted) -> Iterator[_Wanted]:
@@ -138,7 +141,7 @@ class _Walk:
                 yield from self._library(wanted, extra, required=False)
         for note in wanted.elf.dlopen:
             have = next((name for name in note.sonames if self._search(wanted, name)), None)
-            if have is None and note.required:
+            if have is None and note.required and self.strict:
                 raise self._missing(" or ".join(note.sonames), wanted.chain)
             if have is not None:
                 yield from self._library(wanted, have, required=True)
@@ -146,15 +149,16 @@ class _Walk:
     def _library(self, wanted: _Wanted, soname: str, *, required: bool) -> Iterator[_Wanted]:
         hit = self._search(wanted, soname)
         if hit is None:
-            if required:
+            if required and self.strict:
                 raise self._missing(soname, wanted.chain)
             return
         found, elf, link = hit
         if link is not None:
             self.result.links[link[0]] = link[1]
-        if self._take(found):
+        chain = (*wanted.chain, found.path)
+        if self._take(found, chain):
             rpath = () if wanted.elf.runpath else (*_origin(wanted.elf.rpath, wanted.found.path), *wanted.rpath)
-            yield _Wanted(found, elf, (*wanted.chain, found.path), rpath, wanted.loader_dir)
+            yield _Wanted(found, elf, chain, rpath, wanted.loader_dir)
 
     def _search(self, wanted: _Wanted, soname: str) -> tuple[Found, Elf, tuple[str, str] | None] | None:
         """The file for a name, what it says, and the link it needs beside the loader when only ld.so.conf finds it."""
@@ -177,16 +181,22 @@ class _Walk:
             return found, elf, link
         return None
 
-    def _take(self, found: Found) -> bool:
+    def _take(self, found: Found, chain: tuple[str, ...]) -> bool:
         """Note a file and the links to it; whether the file is new."""
         known = self.result.files.get(found.path)
         links = {**(known.links if known else {}), **found.links}
         self.result.files[found.path] = Found(found.path, found.host, links)
+        self.result.chains.setdefault(found.path, chain)
         return known is None
 
     def _elf(self, host: Path) -> Elf | None:
         if host not in self._read:
-            self._read[host] = read_elf(host)
+            try:
+                self._read[host] = read_elf(host)
+            except CapsulekitError:
+                if self.strict:
+                    raise
+                self._read[host] = None
         return self._read[host]
 
     def _missing(self, name: str, chain: tuple[str, ...]) -> CapsulekitError:

@@ -1,8 +1,9 @@
 """Kernel modules for an image: which files a list of names needs, their firmware, and the index modprobe reads.
 
 The indexes are depmod's text files (depmod(8), modules.dep(5)); aliases are matched on the whole name and every hit is
-kept. The image's modprobe is busybox's: it reads modules.dep, modules.alias and modules.builtin as text and knows no
-soft dependencies, so those that name a module are written into modules.dep as dependencies.
+kept. An image's modprobe is busybox's, which reads modules.dep, modules.alias and modules.builtin as text and knows no
+soft dependencies (so those that name a module are written into modules.dep as dependencies), or kmod's, which reads
+binary indexes made of the same. Links are followed inside the root only: a tree may come from anywhere.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from elftools.common.exceptions import ELFError
 from elftools.elf.elffile import ELFFile
 
 from initramfs_builder.errors import CapsulekitError
+from initramfs_builder.modindex import Values, binary_index
 from initramfs_builder.tree import Found, Tree
 
 COMPRESSED = re.compile(r"\.(xz|zst|gz)$")
@@ -62,7 +64,7 @@ class ModuleTree:
         if found is None:
             raise CapsulekitError(f"{root} holds no modules of kernel {release}")
         self.folder = found.host
-        if not (self.folder / "modules.dep").is_file():
+        if not _is_plain(self.folder / "modules.dep"):
             raise CapsulekitError(f"{self.folder} has no modules.dep", hint=f"run: depmod -b {root} {release}")
         self._index = _read_index(self.folder)
 
@@ -84,7 +86,7 @@ class ModuleTree:
             file, chain = todo.pop()
             if file in taken:
                 continue
-            if not (self.folder / file).is_file():
+            if self._host(file) is None:
                 raise CapsulekitError(f"{self.folder / file} is missing: wanted by {', wanted by '.join(chain[::-1])}")
             taken[file] = None
             todo.extend((dep, (*chain, file)) for dep in self._index.deps.get(file, ()))
@@ -98,7 +100,7 @@ class ModuleTree:
 
     def contents(self, file: str) -> bytes | Path:
         """The module as the kernel loads it, its signature untouched: the file itself, or its unpacked bytes."""
-        path = self.folder / file
+        path = self._must(file)
         return _unpacked(path) if COMPRESSED.search(file) else path
 
     def firmware(self, files: Iterable[str]) -> Firmware:
@@ -125,6 +127,34 @@ class ModuleTree:
             texts[name] = "".join(f"{line}\n" for line in lines if _norm(line.split()[column]) in names)
         texts["modules.builtin"] = "".join(f"{line}\n" for line in _lines(self.folder / "modules.builtin"))
         return {name: os.fsencode(text) for name, text in texts.items()}
+
+    def binary_indexes(self, files: Iterable[str]) -> dict[str, bytes]:
+        """The same (name → content) as kmod's modprobe reads it."""
+        texts = {name: os.fsdecode(text).splitlines() for name, text in self.index(files).items()}
+        deps = {_module(line.partition(":")[0]): [(at, line)] for at, line in enumerate(texts["modules.dep"])}
+        aliases: dict[str, list[tuple[int, str]]] = {}
+        for at, line in enumerate(texts["modules.alias"]):
+            _, pattern, module = line.split()
+            aliases.setdefault(_norm(pattern), []).append((at, _norm(module)))
+        tables: dict[str, Values] = {
+            "dep": deps,
+            "alias": aliases,
+            "symbols": {},  # asked for by symbol only in programs that no image has
+            "builtin": {_module(line): [(0, "")] for line in texts["modules.builtin"]},
+            "builtin.alias": {},
+        }
+        return {f"modules.{name}.bin": binary_index(values) for name, values in tables.items()}
+
+    def _host(self, file: str) -> Path | None:
+        """Where a file that modules.dep names lies, or None."""
+        found = self.tree.resolve(f"usr/lib/modules/{self.release}/{file}")
+        return found.host if found is not None and found.host.is_file() else None
+
+    def _must(self, file: str) -> Path:
+        host = self._host(file)
+        if host is None:
+            raise CapsulekitError(f"{self.folder / file} is missing")
+        return host
 
     def _lookup(self, name: str) -> list[str] | None:
         """Files for a module name, glob or alias; empty when it is built in, None when nobody knows it."""
@@ -164,7 +194,7 @@ class ModuleTree:
         return order[::-1]
 
     def _firmware_names(self, file: str) -> list[str]:
-        return [value for key, value in read_modinfo(self.folder / file) if key == "firmware"]
+        return [value for key, value in read_modinfo(self._must(file)) if key == "firmware"]
 
     def _firmware_files(self, name: str) -> Iterator[Found]:
         for base in (f"usr/lib/firmware/{self.release}", "usr/lib/firmware"):
@@ -233,15 +263,20 @@ def _read_index(folder: Path) -> _Index:
 
 def _builtin_aliases(folder: Path) -> Iterator[str]:
     path = folder / "modules.builtin.modinfo"
-    if path.is_file():
+    if _is_plain(path):
         for item in path.read_bytes().split(b"\0"):
             key, _, value = os.fsdecode(item).partition("=")
             if key.endswith(".alias"):
                 yield _norm(value)
 
 
+def _is_plain(path: Path) -> bool:
+    """A file, not a link to one: depmod never makes links, and one could lead out of the tree."""
+    return path.is_file() and not path.is_symlink()
+
+
 def _lines(path: Path) -> list[str]:
-    if not path.is_file():
+    if not _is_plain(path):
         return []
     text = path.read_text("utf-8", "surrogateescape")
     return [line for line in text.splitlines() if line.strip() and not line.startswith("#")]

@@ -9,7 +9,7 @@ from initramfs_builder import cpio, elf
 from initramfs_builder.archive import Archive
 from initramfs_builder.errors import CapsulekitError
 from initramfs_builder.modules import ModuleTree
-from initramfs_builder.tree import MERGED, Tree, merged
+from initramfs_builder.tree import MERGED, Found, Tree, merged
 
 FOLDERS = ("dev", "proc", "sys", "run", "mnt", "newroot", "etc", "usr/bin", "usr/sbin", "usr/lib", "usr/lib64")
 PRIVATE_FOLDERS = ("root",)
@@ -55,24 +55,35 @@ def add_applets(archive: Archive, tree: Tree, binaries: Iterable[str], applets: 
     found = tree.resolve(names["busybox"]) if "busybox" in names else None
     if found is None:
         raise CapsulekitError("applets are asked for, but busybox is not among the binaries")
-    # The names lie in the program one after another, each ended by NUL: busybox may be of another machine's kind and
-    # cannot be asked by running it.
-    known = found.host.read_bytes()
+    known = known_applets(found, wanted)
     for applet in wanted:
-        if b"\0" + applet.encode() + b"\0" not in known:
+        if applet not in known:
             raise CapsulekitError(f"{found.host} has no applet {applet}")
         archive.add(cpio.symlink(f"usr/bin/{applet}", _from("usr/bin", found.path)))
         if applet in ALSO_IN_SBIN:
             archive.add(cpio.symlink(f"usr/sbin/{applet}", _from("usr/sbin", found.path)))
 
 
-def add_modules(archive: Archive, kernel_tree: Path, release: str, modules: Iterable[str]) -> tuple[str, ...]:
-    """Modules with all they need, their firmware and modprobe's index; the names of firmware not found."""
+def known_applets(busybox: Found, names: Iterable[str]) -> frozenset[str]:
+    """Which of the names a busybox has as applets."""
+    # The names lie in the program one after another, each ended by NUL: busybox may be of another machine's kind and
+    # cannot be asked by running it.
+    data = busybox.host.read_bytes()
+    return frozenset(name for name in names if b"\0" + name.encode() + b"\0" in data)
+
+
+def add_modules(
+    archive: Archive, kernel_tree: Path, release: str, modules: Iterable[str], *, kmod: bool = False
+) -> tuple[str, ...]:
+    """Modules with all they need, their firmware and modprobe's index; the names of firmware not found.
+
+    ``kmod`` says that modprobe is kmod's, which reads binary indexes too.
+    """
     kernel = ModuleTree(kernel_tree, release)
     files = kernel.closure(modules)
     for file in files:
         archive.add(cpio.regular(kernel.image_name(file), kernel.contents(file)))
-    for name, text in kernel.index(files).items():
+    for name, text in {**kernel.index(files), **(kernel.binary_indexes(files) if kmod else {})}.items():
         archive.add(cpio.regular(f"usr/lib/modules/{release}/{name}", text))
     firmware = kernel.firmware(files)
     for found in firmware.found:
@@ -97,18 +108,22 @@ def check_commands(archive: Archive, folder: Path) -> None:
 
     The agent's files are left out: they run on the node's own root. Raises CapsulekitError naming file and command.
     """
+    for name, command in needed_commands(folder):
+        if not archive.command(command):
+            raise CapsulekitError(
+                f"{folder.name}/{name} needs the command {command}, which is not in the image",
+                hint="add its program to the binaries, or its name to the applets",
+            )
+
+
+def needed_commands(folder: Path) -> Iterator[tuple[str, str]]:
+    """(file, command) for every word of the shell's lines "# needs: …", the agent's left out."""
     for source, name in _shell_files(folder):
         if name.startswith(AGENT):
             continue
         for line in source.read_text("utf-8").splitlines():
-            if not line.startswith(NEEDS):
-                continue
-            for command in line.removeprefix(NEEDS).split():
-                if not archive.command(command):
-                    raise CapsulekitError(
-                        f"{folder.name}/{name} needs the command {command}, which is not in the image",
-                        hint="add its program to the binaries, or its name to the applets",
-                    )
+            if line.startswith(NEEDS):
+                yield from ((name, command) for command in line.removeprefix(NEEDS).split())
 
 
 def _shell_files(folder: Path) -> Iterator[tuple[Path, str]]:

@@ -104,8 +104,8 @@ class Tree:
 
     @staticmethod
     def _note_link(links: dict[str, str], here: list[str], target: list[str]) -> None:
-        if len(here) == 1 and here[0] in MERGED:
-            return  # /lib → usr/lib: every archive has these links of its own
+        if (len(here) == 1 and here[0] in MERGED) or here == ["usr", "sbin"]:
+            return  # /lib → usr/lib: every archive has these links of its own; and its sbin is never bin's link
         # The link may move (lib/x → usr/lib/x), so its target is said anew, from where the link will lie.
         link = merged("/".join(here))
         end = merged(os.path.normpath("/" + "/".join(target)))

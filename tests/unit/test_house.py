@@ -156,7 +156,18 @@ def test_no_distribution_is_asked_for_by_name_outside_its_own_file() -> None:
 # --- child processes
 
 # Programs that are wrapped by a class for another file (the lab runs any program in its namespace) are words there.
-STARTERS = {"run.py", "squashfs.py", "dnsmasq.py", "lab.py", "qemu.py", "net.py", "console.py", "demo.py", "site.py"}
+STARTERS = {
+    "run.py",
+    "squashfs.py",
+    "tree.py",
+    "dnsmasq.py",
+    "lab.py",
+    "qemu.py",
+    "net.py",
+    "console.py",
+    "demo.py",
+    "site.py",
+}
 
 
 def programs() -> dict[str, set[str]]:
@@ -200,7 +211,7 @@ def test_every_program_says_which_package_brings_it() -> None:
     from capsulekit.run import PACKAGE_OF
 
     setup = text_of(ROOT / "setup.sh")
-    always = {"apt", "coreutils", "dpkg", "mount", "util-linux"}
+    always = {"apt", "coreutils", "dpkg", "mount", "tar", "util-linux"}
     for program, package in PACKAGE_OF.items():
         assert package in always or re.search(rf"\b{re.escape(package)}\b", setup), (
             f"{program}: {package} is not in setup.sh"

@@ -1,0 +1,146 @@
+#!/bin/sh
+# Brings a recipe's own parts into an installed root and writes the finished root to stdout as a tar.
+#   customize.sh WORK BEFORE.tar PYTHON
+# WORK holds, each line by line unless said otherwise:
+#   groups       "NAME GID|-"
+#   users        "NAME UID|- GID|- SYSTEM HOME|- SHELL|- GROUPS|-"; passwords: "NAME:HASH"; keys/NAME: authorized keys
+#   files        "NUMBER MODE OWNER GROUP PATH"; content/NUMBER: the bytes
+#   units        "VERB UNIT" for systemctl
+#   scripts/*    scripts to run inside the root, in order of their names
+#   sources      the sources.list the root gets (when it has apt)
+#   caches       "PROGRAM COMMAND LINE": what makes caches that hold times, run last, when PROGRAM is in the root
+#   closure      the first program; when there, what the root needs to boot is written to closure.json
+#   break        the name of the step after which a shell is opened, instead of going on
+#   changed/     gets, for each step that ran a program, the paths it changed, each ended by a zero byte
+set -eu
+umask 022
+work=$1 before=$2 python=$3
+root=$work/root
+# shellcheck source=capsulekit/namespace/inside.lib.sh
+. "$(dirname "$0")/../namespace/inside.lib.sh"
+
+stop() {
+    echo "E: $1" >&2
+    exit 1
+}
+
+# inside FIND-ACTION...: over every path of the root but what is mounted in it.
+inside() {
+    find "$root" -xdev -mindepth 1 \( -path "$root/proc" -o -path "$root/sys" -o -path "$root/dev" -o -path "$root/run" \
+        -o -path "$root/tmp" \) -prune -o "$@"
+}
+
+# A step's changes are what has a newer ctime than its mark: a tick of the clock lies on either side of the mark.
+begin() {
+    sleep 0.01
+    : >"$work/mark"
+    sleep 0.01
+}
+
+end() {
+    inside -newercc "$work/mark" -printf '%P\0' >"$work/changed/$1"
+    break_after "$1"
+}
+
+break_after() {
+    [ "$1" = "$(cat "$work/break" 2>/dev/null)" ] || return 0
+    echo "The root as it is after the step $1. The build ends when this shell does." >/dev/tty
+    chroot "$root" /bin/sh -i </dev/tty >/dev/tty 2>&1 || true
+    exit 90
+}
+
+add_groups() {
+    while read -r name gid; do
+        set -- "$name"
+        [ "$gid" = - ] || set -- -g "$gid" "$@"
+        chroot "$root" groupadd "$@" </dev/null >&2 || stop "the group $name cannot be added: is groupadd in [packages]?"
+    done <"$work/groups"
+}
+
+add_users() {
+    while read -r name uid gid system home shell groups; do
+        set -- --no-log-init --create-home
+        [ "$uid" = - ] || set -- "$@" -u "$uid"
+        [ "$gid" = - ] || set -- "$@" -g "$gid"
+        [ "$system" = no ] || set -- "$@" --system
+        [ "$home" = - ] || set -- "$@" -d "$home"
+        [ "$shell" = - ] || set -- "$@" -s "$shell"
+        [ "$groups" = - ] || set -- "$@" -G "$groups"
+        chroot "$root" useradd "$@" "$name" </dev/null >&2 || stop "the user $name cannot be added: is useradd in [packages]?"
+    done <"$work/users"
+    [ ! -s "$work/passwords" ] || chroot "$root" chpasswd -e <"$work/passwords" >&2 || stop "a password hash was refused"
+    "$python" -P -m capsulekit.rootfs.place keys "$root" "$work"
+}
+
+# With these two, systemd sees that /etc and /var are as new as /usr and does not rebuild hwdb, users and caches on
+# every boot of a stateless node (systemd-update-done.service(8)).
+mark_updated() {
+    if [ -d "$root/usr/lib/systemd" ]; then
+        touch "$root/etc/.updated" "$root/var/.updated"
+    fi
+}
+
+set_units() {
+    while read -r verb unit; do
+        chroot "$root" systemctl --quiet "$verb" -- "$unit" </dev/null >&2 ||
+            stop "systemctl $verb $unit failed: is the unit's package in [packages]?"
+    done <"$work/units"
+}
+
+run_script() {
+    install -m 0700 "$1" "$root/capsulekit-script"
+    chroot "$root" /capsulekit-script </dev/null >&2 || stop "the recipe's script $2 failed"
+    rm -f "$root/capsulekit-script"
+}
+
+# Every path gets the build's time before: some caches hold the times of folders.
+make_caches() {
+    made=
+    while read -r program command; do
+        [ -x "$root$program" ] || continue
+        [ -n "$made" ] || inside -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +
+        made=yes
+        chroot "$root" /bin/sh -c "$command" </dev/null >&2 || stop "$program failed"
+    done <"$work/caches"
+}
+
+mkdir "$work/changed"
+unpack_root "$before" "$root"
+rm -f "$root/etc/apt/sources.list"
+if [ -e "$work/sources" ] && [ -d "$root/etc/apt/sources.list.d" ] && [ -x "$root/usr/bin/apt-get" ]; then
+    install -m 0644 "$work/sources" "$root/etc/apt/sources.list"
+fi
+mount_inside "$root"
+break_after install
+
+if [ -s "$work/groups" ] || [ -s "$work/users" ]; then
+    begin
+    add_groups
+    add_users
+    end users
+fi
+"$python" -P -m capsulekit.rootfs.place files "$root" "$work"
+mark_updated
+break_after files
+if [ -s "$work/units" ]; then
+    begin
+    set_units
+    end services
+fi
+for script in "$work"/scripts/*; do
+    [ -e "$script" ] || continue
+    name=${script##*/}
+    name=${name#*-}
+    begin
+    run_script "$script" "$name"
+    end "script $name"
+done
+begin
+make_caches
+end caches
+
+umount_inside "$root"
+if [ -e "$work/closure" ]; then
+    "$python" -P -m capsulekit.rootfs.closure "$root" "$work/closure.json" --init "$(cat "$work/closure")"
+fi
+pack_root "$root"

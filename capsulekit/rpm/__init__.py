@@ -1,0 +1,1 @@
+"""RPM distributions: dnf chooses, downloads and installs, rpm checks."""
