@@ -17,7 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from capsulekit.errors import CapsulekitError
+from capsulekit.errors import CapsulekitError, TrustError
 from capsulekit.files import exclusive_lock, fsync_dir, sha256_file
 from capsulekit.run import remove_apart
 
@@ -93,9 +93,9 @@ class Cache:
         got = sha256_file(source)
         if got != sha256:
             source.unlink()  # or it would be taken for the package at the next try
-            raise CapsulekitError(
-                f"{source.name}: the downloaded package has digest {got}, its index says {sha256}",
-                hint="the mirror serves something else; try again later",
+            raise TrustError(
+                f"{source.name}: the downloaded package has digest {got}, the lock says {sha256}",
+                hint="the mirror serves something else under that name; try again later, or make the lock again",
             )
         target = self.package(sha256)
         target.parent.mkdir(exist_ok=True)

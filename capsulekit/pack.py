@@ -25,6 +25,7 @@ from capsulekit.lock.model import MAX_EPOCH, SETS, Lock
 from capsulekit.progress import Progress
 from capsulekit.recipe.flat import flatten
 from capsulekit.recipe.model import Recipe
+from capsulekit.recipe.settings import PACKED
 from capsulekit.rootfs.normalise import VERSION, Ledger, Normaliser
 from capsulekit.rootfs.root import acl_text
 from capsulekit.tools import tools_of_all
@@ -33,8 +34,6 @@ from capsulekit.trust.minisign import load_secret
 # Not even read: the kernel has its own place in a capsule, the others are what the normaliser takes out whole.
 LEFT_OUT = ("boot", "dev", "run", "tmp", "var/tmp")
 STAGE2_MODULES = ("loop", "squashfs", "overlay")
-# What [rootfs] base and [kernel] package say in the recipe of a capsule that no package was installed for.
-PACKED = "packed"
 ROOTFS, MODULES = "layers/rootfs.squashfs", "layers/modules.squashfs"
 
 
@@ -279,6 +278,9 @@ class _Summed:
     def write(self, data: bytes, /) -> int:
         self._summed(data)
         return self._sink.write(data)
+
+    def flush(self) -> None:
+        self._sink.flush()
 
 
 def _stage2(plan: Plan, work: Path) -> Path:

@@ -21,7 +21,7 @@ from capsulekit.errors import CapsulekitError
 from capsulekit.run import failed, run_apart
 from capsulekit.witness import FAILED, Seen, look
 
-SCRIPT = Path(__file__).parent / "namespace" / "perturb.sh"
+SCRIPT = Path(__file__).with_name("perturb.sh")
 PURPOSE = "make the capsule in other surroundings"
 DAY = 86400  # seconds
 # datefudge's library moves the clock for every program that the dynamic linker starts (datefudge(1)). libfaketime would
@@ -30,14 +30,17 @@ LIBRARIES = "/usr/lib/*-linux-gnu/datefudge/datefudge.so"
 # One of these folders is covered, in the namespace only, by the other surroundings' own folder.
 STAGES = ("/mnt", "/media", "/srv", "/opt")
 
+# bytes; the file system with another order is a file with holes, as large as the disk has room, but at most this.
+MOST = 256 << 30
+
 
 @dataclass(frozen=True)
 class Surroundings:
     """What shall differ. ``days`` are added to the clock; ``zone`` is POSIX's TZ, which needs no list of zones.
 
     ``locales`` are tried in their order; ``contained`` runs everything as root of the user's own namespace, as in a
-    container; ``first_core`` takes that one alone, else all others are taken; ``order`` seeds the order in which folders
-    list their names.
+    container; ``first_core`` takes that one alone, else all others are taken; ``order`` seeds the order in which
+    folders list their names.
     """
 
     name: str
@@ -198,7 +201,7 @@ def _write_settings(there: Surroundings, work: Path, here: Seen) -> None:
         "folder": there.folder,
         "cores": ",".join(map(str, cores[:1] if there.first_core else cores[1:])),
         "seed": there.order,
-        "megabytes": free >> 20,
+        "megabytes": min(free, MOST) >> 20,
         "hashes": there.hash_seed,
         "repos": os.environ.get("CAPSULEKIT_REPOS_DIR", ""),
         "search": os.environ.get("PATH", ""),

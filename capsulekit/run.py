@@ -22,14 +22,17 @@ from capsulekit.errors import CapsulekitError
 PACKAGE_OF = {
     "apt-get": "apt",
     "depmod": "kmod",
+    "dnf": "dnf",
     "dnsmasq": "dnsmasq-base",
     "dpkg-deb": "dpkg",
     "env": "coreutils",
+    "gpg": "gpg",
     "ip": "iproute2",
     "losetup": "mount",
     "minisign": "minisign",
     "newuidmap": "uidmap",
     "rm": "coreutils",
+    "rpmkeys": "rpm",
     "setpriv": "util-linux",
     "shellcheck": "shellcheck",
     "unshare": "util-linux",
@@ -44,7 +47,7 @@ PACKAGE_OF = {
 # Inside its namespaces a program meets the same host name everywhere (see run_apart).
 APART = Path(__file__).parent / "namespace" / "apart.sh"
 PLAIN = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
-# The clock that `capsulekit prove` has moved, for programs whose environment is made anew too (namespace/perturb.sh).
+# The clock that `capsulekit prove` has moved, for programs whose environment is made anew too (perturb.sh).
 CLOCK = {name: os.environ[name] for name in ("DATEFUDGE",) if name in os.environ}
 
 NO_SPACE = re.compile(r"No space left on device|enough free space in|Disk quota exceeded")

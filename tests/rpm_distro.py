@@ -6,6 +6,7 @@ ones (rpmbuild, rpmsign, createrepo_c, gpg), and so is dnf, which installs them.
 
 from __future__ import annotations
 
+import base64
 import os
 import shutil
 import subprocess
@@ -15,12 +16,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from initramfs_builder.modules import ModuleTree
+
 from capsulekit.cache import Cache, default_cache_dir
-from capsulekit.distro.base import distro
-from capsulekit.lock.model import Request
+from capsulekit.distro.base import Distro, distro
+from capsulekit.files import sha256_file
+from capsulekit.kernel import KernelTree, unpack_kernel
+from capsulekit.lock.model import Lock, Request
 
 EPOCH = 1_700_000_000
 KERNEL = "linux-image-cloud-amd64"
+# What the test capsule's kernel and its stage 2 need.
+MODULES = ("af_packet", "loop", "nfsv4", "overlay", "squashfs", "virtio_blk", "virtio_net", "virtio_pci", "virtio_rng")
 # RPM name -> the Debian packages whose programs it brings. Libraries go into system-libs, the C library into glibc.
 PROGRAMS = {
     "acl": ("acl",),
@@ -34,7 +41,14 @@ PROGRAMS = {
     "shadow-utils": ("passwd",),
     "util-linux": ("util-linux", "mount"),
 }
-DROPPED = ("usr/share/doc", "usr/share/man", "usr/share/locale", "usr/share/lintian", "usr/share/info", "usr/lib/systemd")
+DROPPED = (
+    "usr/share/doc",
+    "usr/share/man",
+    "usr/share/locale",
+    "usr/share/lintian",
+    "usr/share/info",
+    "usr/lib/systemd",
+)
 LINKS = {"bin": "usr/bin", "sbin": "usr/sbin", "lib": "usr/lib", "lib64": "usr/lib64"}
 FOLDERS = (
     "boot", "dev", "etc/pam.d", "home", "proc", "root", "run", "sys", "tmp", "usr/bin", "usr/lib", "usr/lib64",
@@ -87,7 +101,9 @@ def signer(name: str, *, expired: bool = False) -> Iterator[Signer]:
     # gpg-agent's socket lies in this folder; its path may not be long.
     home = Path(tempfile.mkdtemp(prefix="ck-gpg-"))
     try:
-        made = Signer(home, f"{name} <{name}@test.example>", home / f"RPM-GPG-KEY-{name}", "20200101T000000" if expired else "")
+        made = Signer(
+            home, f"{name} <{name}@test.example>", home / f"RPM-GPG-KEY-{name}", "20200101T000000" if expired else ""
+        )
         life = "2020-01-02" if expired else "0"
         made._gpg("--passphrase", "", "--quick-generate-key", made.name, "rsa2048", "sign", life)
         made.public.write_text(made._gpg("--armor", "--export", made.name))
@@ -119,10 +135,9 @@ class Rpm:
         noarch = ["BuildArch: noarch"] if self.arch == "noarch" else []
         head = [f"Version: {self.version}", f"Release: {self.release}", "Summary: Made for a test", "AutoReqProv: no"]
         scriptlets = [line.replace("@", f"-n {self.name}", 1) for line in self.scriptlets]
-        return "\n".join(
-            [f"%package -n {self.name}", *head, *noarch, *self.header, f"%description -n {self.name}", "A test package."]
-            + [*scriptlets, f"%files -n {self.name}", "%defattr(-,root,root,-)", *self.files, ""]
-        )  # fmt: skip
+        package = [f"%package -n {self.name}", *head, *noarch, *self.header]
+        text = [f"%description -n {self.name}", "A test package.", *scriptlets]
+        return "\n".join([*package, *text, f"%files -n {self.name}", "%defattr(-,root,root,-)", *self.files, ""])
 
 
 def make_rpms(packages: Sequence[Rpm], tree: Path, out: Path) -> list[Path]:
@@ -134,8 +149,9 @@ def make_rpms(packages: Sequence[Rpm], tree: Path, out: Path) -> list[Path]:
         spec.write_text(head + "\n".join(p.spec() for p in packages) + install)
         macros = {
             "_topdir": top, "_rpmdir": str(out), "_rpmfilename": "%%{NAME}-%%{VERSION}-%%{RELEASE}.%%{ARCH}.rpm",
-            "_buildhost": "localhost", "_build_id_links": "none", "debug_package": "%{nil}", "__os_install_post": "%{nil}",
-            "__check_files": "%{nil}", "_binary_payload": "w1.gzdio", "use_source_date_epoch_as_buildtime": "1",
+            "_buildhost": "localhost", "_build_id_links": "none", "debug_package": "%{nil}",
+            "__os_install_post": "%{nil}", "__check_files": "%{nil}", "_binary_payload": "w1.gzdio",
+            "use_source_date_epoch_as_buildtime": "1",
             "clamp_mtime_to_source_date_epoch": "1", "_dbpath": f"{top}/db",
         }  # fmt: skip
         words = [word for name, value in macros.items() for word in ("--define", f"{name} {value}")]
@@ -147,7 +163,16 @@ def make_rpms(packages: Sequence[Rpm], tree: Path, out: Path) -> list[Path]:
 def index(repo: Path, by: Signer | None) -> None:
     """Make a folder of packages a repository; its index is signed when there is a signer."""
     shutil.rmtree(repo / "repodata", ignore_errors=True)
-    sh("createrepo_c", "--quiet", "--no-database", "--revision", str(EPOCH), "--set-timestamp-to-revision", "--simple-md-filenames", repo)
+    sh(
+        "createrepo_c",
+        "--quiet",
+        "--no-database",
+        "--revision",
+        str(EPOCH),
+        "--set-timestamp-to-revision",
+        "--simple-md-filenames",
+        repo,
+    )
     if by:
         by.sign_index(repo)
 
@@ -212,12 +237,8 @@ def _quoted(path: Path) -> str:
     return '"/' + str(path).replace("[", "[[]") + '"'
 
 
-def _debian(scratch: Path, tree: _Tree) -> str:
+def _debian(scratch: Path, tree: _Tree, maker: Distro, lock: Lock) -> str:
     """Take the programs and the kernel out of Debian's packages; the kernel's release."""
-    maker = distro("debian", "12", "amd64", Cache(default_cache_dir()))
-    names = tuple(sorted(name for group in PROGRAMS.values() for name in group))
-    lock = maker.resolve(Request("extract", ((),), (KERNEL,), names))
-    maker.fetch(lock, [*lock.sets["kernel"], *lock.sets["initrd"]], False, lambda _: None)
     of = {debian: rpm for rpm, group in PROGRAMS.items() for debian in group}
     for number, package in enumerate(lock.sets["initrd"]):
         rpm = of.get(package.name) or {"libc6": "glibc"}.get(package.name, "system-libs")
@@ -225,42 +246,66 @@ def _debian(scratch: Path, tree: _Tree) -> str:
             continue
         maker.unpack(package, _made(scratch / str(number)))
         tree.take(rpm, scratch / str(number))
-    for package in lock.sets["kernel"]:
-        maker.unpack(package, _made(scratch / "kernel"))
-    return _kernel(scratch / "kernel", tree)
+    return _kernel(unpack_kernel(lock.sets["kernel"], maker, _made(scratch / "kernel")), tree)
 
 
-def _kernel(unpacked: Path, tree: _Tree) -> str:
-    """Lay the kernel out as Fedora does: the image among its modules, in three packages."""
-    image = next((unpacked / "boot").glob("vmlinuz-*"))
-    release = image.name.removeprefix("vmlinuz-")
-    modules = unpacked / "lib/modules" / release
-    image.rename(modules / "vmlinuz")
-    (unpacked / "boot" / f"System.map-{release}").rename(modules / "System.map")
-    for path in sorted(p for p in modules.rglob("*") if p.is_file()):
-        inside = path.relative_to(modules)
+def _kernel(unpacked: KernelTree, tree: _Tree) -> str:
+    """Lay the kernel out as Fedora does, the image among its modules, in three packages: only MODULES, to be quick."""
+    wanted = set(ModuleTree(unpacked.root, unpacked.release).closure(MODULES))
+    own = _made(tree.root / "usr/lib/modules" / unpacked.release)
+    for path in sorted(p for p in unpacked.modules.rglob("*") if p.is_file()):
+        inside = path.relative_to(unpacked.modules)
+        if path.suffix == ".ko" and str(inside) not in wanted:
+            continue
         owner = "kernel-core"
         if inside.parts[0] == "kernel":
-            owner = "kernel-modules-core" if inside.parts[1] in ("fs", "drivers", "lib", "crypto", "arch") else "kernel-modules"
-        target = _made((tree.root / "usr/lib/modules" / release / inside).parent) / path.name
-        path.rename(target)
+            owner = "kernel-modules-core" if inside.parts[1] in ("fs", "drivers") else "kernel-modules"
+        path.rename(_made((own / inside).parent) / path.name)
         # As in Enterprise Linux 9, the packages say /lib/modules, through the link.
-        tree.owned.setdefault(owner, []).append(_quoted(Path("lib/modules", release, inside)))
-    return release
+        tree.owned.setdefault(owner, []).append(_quoted(Path("lib/modules", unpacked.release, inside)))
+    unpacked.image.rename(own / "vmlinuz")
+    (own / "System.map").write_text("made for a test\n")
+    tree.owned["kernel-core"] += [_quoted(Path("lib/modules", unpacked.release, n)) for n in ("vmlinuz", "System.map")]
+    return unpacked.release
+
+
+def _unsigned(cache: Cache) -> list[Path]:
+    """The distribution's packages without a signature; made once per machine, as a step of the build cache."""
+    maker = distro("debian", "12", "amd64", cache)
+    names = tuple(sorted(name for group in PROGRAMS.values() for name in group))
+    lock = maker.resolve(Request("extract", ((),), (KERNEL,), names))
+
+    def make(out: Path) -> None:
+        maker.fetch(lock, [*lock.sets["kernel"], *lock.sets["initrd"]], False, lambda _: None)
+        with cache.scratch() as scratch:
+            tree = _Tree(_made(scratch / "tree"))
+            release = _debian(scratch, tree, maker, lock)
+            _own_files(tree)
+            make_rpms(_packages(tree.owned, release), tree.root, out)
+
+    step = cache.step("rpm-test-distribution", {"lock": lock.digest, "made by": sha256_file(Path(__file__))}, make)
+    return sorted(step.folder.glob("*.rpm"))
 
 
 def distribution(repo: Path, by: Signer) -> Path:
     """Make the whole distribution in the folder ``repo``: packages signed, index signed."""
     _made(repo)
-    with tempfile.TemporaryDirectory(prefix="ck-rpmtree-") as top:
-        tree = _Tree(_made(Path(top, "tree")))
-        release = _debian(Path(top), tree)
-        _own_files(tree)
-        by.sign_packages(*make_rpms(_packages(tree.owned, release), tree.root, repo))
+    by.sign_packages(*(Path(shutil.copy(path, repo)) for path in _unsigned(Cache(default_cache_dir()))))
     index(repo, by)
     return repo
 
 
+TIMED = (
+    "License: GPL-2.0-only", "Requires: bash", "Requires(pre): shadow-utils grep coreutils", "Recommends: unwanted",
+)  # fmt: skip
+TIMED_SCRIPTS = (
+    "%pre @\ngroupadd -r timed && useradd -r -g timed -d /var/lib/timed -s /sbin/nologin timed",
+    '%post @\necho "post of timed, $1 installed, as $(id -u)" >/var/lib/timed/post',
+)
+TIMED_FILES = ("%config(noreplace) /etc/timed.conf", "%attr(0750,timed,timed) %dir /var/lib/timed")
+KERNEL_CORE = ("Requires: kernel-modules-core", "Requires(post): coreutils")
+BROKERD = base64.b64encode(b'u brokerd - "A broker" /var/lib/brokerd -\0').decode().rstrip("=")
+BROKERD_FILES = ("%attr(0700,brokerd,brokerd) %dir /var/lib/brokerd",)
 OS_RELEASE = """NAME="Rocky Linux"
 ID="rocky"
 ID_LIKE="rhel centos fedora"
@@ -289,6 +334,7 @@ def _own_files(tree: _Tree) -> None:
     tree.write("timed", "usr/sbin/timed", "#!/bin/sh\nexec sleep 86400\n", 0o755)
     tree.write("", "etc/timed.conf", "server = master\n")
     _made(tree.root / "var/lib/timed")
+    _made(tree.root / "var/lib/brokerd")
     tree.write("", "usr/bin/ping", "#!/bin/sh\nexit 0\n", 0o755)
     tree.write("unwanted", "usr/share/unwanted", "A weak dependency, which nobody asked for.\n")
 
@@ -302,28 +348,21 @@ def _packages(owned: dict[str, list[str]], kernel: str) -> list[Rpm]:
 
     libs = ("Requires: system-libs", "Requires: glibc >= 2.30")
     setup = ("passwd", "group", "shadow", "gshadow")
-    timed = (
-        "%pre @\ngroupadd -r timed && useradd -r -g timed -d /var/lib/timed -s /sbin/nologin timed",
-        '%post @\necho "post of timed, $1 installed, as $(id -u)" >/var/lib/timed/post',
-    )
     made = [
         Rpm("filesystem", "3.16", header=("Requires: setup",), files=files("filesystem")),
         Rpm("setup", "2.13", files=tuple(f"%config(noreplace) /etc/{f}" for f in setup), arch="noarch"),
         Rpm("basesystem", "11", header=("Requires: filesystem",), arch="noarch"),
-        Rpm("rocky-release", "9.4", header=("Provides: system-release = 9.4",), files=files("rocky-release"), arch="noarch"),
+        Rpm("rocky-release", "9.4", header=("Provides: system-release",), files=files("rocky-release"), arch="noarch"),
         Rpm("glibc", "2.36", header=("Epoch: 2", "Requires: filesystem"), files=files("glibc")),
         Rpm("glibc-minimal-langpack", "2.36", header=("Requires: glibc",)),
         Rpm("system-libs", header=("Requires: glibc",), files=files("system-libs")),
         Rpm("rpm", "4.16", header=("Requires: bash",), files=files("rpm")),
         Rpm("iputils", header=("Requires: bash",), files=("%caps(cap_net_raw=p) /usr/bin/ping",)),
+        # As rpm 4.19 and newer writes it: sysusers.d(5)'s line as the version of user(NAME).
+        Rpm("brokerd", header=(f"Provides: user(brokerd) = {BROKERD}",), files=BROKERD_FILES),
         Rpm("unwanted", files=files("unwanted"), arch="noarch"),
-        Rpm(
-            "timed", "4.2",
-            header=("License: GPL-2.0-only", "Requires: bash", "Requires(pre): shadow-utils grep coreutils", "Recommends: unwanted"),
-            scriptlets=timed,
-            files=(*files("timed"), "%config(noreplace) /etc/timed.conf", "%attr(0750,timed,timed) %dir /var/lib/timed"),
-        ),
-        Rpm("kernel-core", version, krelease, ("Requires: kernel-modules-core", "Requires(post): coreutils"), files=files("kernel-core")),
+        Rpm("timed", "4.2", header=TIMED, scriptlets=TIMED_SCRIPTS, files=(*files("timed"), *TIMED_FILES)),
+        Rpm("kernel-core", version, krelease, KERNEL_CORE, files=files("kernel-core")),
         Rpm("kernel-modules-core", version, krelease, files=files("kernel-modules-core")),
         Rpm("kernel-modules", version, krelease, ("Requires: kernel-core",), files=files("kernel-modules")),
         Rpm("kernel", version, krelease, ("Requires: kernel-core", "Requires: kernel-modules")),

@@ -38,7 +38,7 @@ package = "linux-image"
 rootfs = [{{name = "50-stamp", text = "#!/bin/sh\\n{script}\\n"}}]
 
 [services]
-enable = ["tool.service"]
+{verb} = ["tool.service"]
 
 [files."/etc/motd"]
 content = "{motd}"
@@ -141,6 +141,7 @@ class Told:
     kernel: str = "6.1.0-1"
     acl: bytes = b""
     users: tuple[str, ...] = ()
+    verb: str = "enable"
 
     def locked(self, part: str, *packages: Package) -> Told:
         """With other packages in a part of the lock."""
@@ -177,7 +178,7 @@ def write_layer(out: Path, nodes: Mapping[str, Node], level: int = 3) -> Path:
 
 def told_capsule(out: Path, told: Told = Told()) -> Path:
     """Write the capsule, signed by ``small_capsule.AUTHOR``."""
-    text = RECIPE.format(version=told.version, motd=told.motd, script=told.script, level=told.level)
+    text = RECIPE.format(version=told.version, motd=told.motd, script=told.script, level=told.level, verb=told.verb)
     text += "".join(f"\n[users.{name}]\nuid = {1000 + number}\n" for number, name in enumerate(told.users))
     recipe = loads_recipe(text, "recipe.toml")
     layers = {"modules": told.modules, "rootfs": told.root, **({"hybrid": told.hybrid} if told.hybrid else {})}

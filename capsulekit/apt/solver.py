@@ -23,7 +23,7 @@ NETWORK = re.compile(r"Acquire::(?:(?:https?|ftp)::(?:[^:]+::)?(?:Proxy|Proxy-Au
 MISSING = re.compile(r"Unable to locate package (\S+)|Package '(\S+)' has no installation candidate")
 UNTRUSTED = re.compile(
     r"NO_PUBKEY|is not signed|BADSIG|EXPKEYSIG|EXPSIG|KEYEXPIRED|couldn't be verified|Hash Sum mismatch|"
-    r"not a clearsigned|Clearsigned file isn't valid|is expired|File has unexpected size"
+    r"does not have a Release file|not a clearsigned|Clearsigned file isn't valid|is expired|File has unexpected size"
 )
 MISSING_VERSION = re.compile(r"Version '([^']+)' for '([^']+)' was not found")
 CONFLICT = re.compile(r"^ (\S+ : (?:Depends|PreDepends|Conflicts|Breaks): .*)$", re.MULTILINE)
@@ -228,8 +228,9 @@ def apt_filename(package: Package) -> str:
 
 
 def _not_downloaded(error: CommandFailed, packages: Sequence[Package]) -> CapsulekitError:
+    failed = " ".join(line for line in error.output.splitlines() if line.startswith("E: "))
+    named = [p for p in packages if apt_filename(p) in failed or p.path.rpartition("/")[2] in failed]
     if NOT_AS_SIGNED.search(error.output):
-        named = [p for p in packages if apt_filename(p) in error.output or p.path.rpartition("/")[2] in error.output]
         return TrustError(
             f"the mirror serves another {named[0].name if named else 'package'} than its signed index says",
             hint="nothing of it was kept; try again later, or another mirror",
@@ -243,7 +244,7 @@ def _not_downloaded(error: CommandFailed, packages: Sequence[Package]) -> Capsul
         )
     if UNREACHABLE.search(error.output):
         return CapsulekitError(
-            "the packages cannot be downloaded: the archive is out of reach",
+            f"{f'the package {named[0].name}' if named else 'a package'} cannot be downloaded: {_short(failed)}",
             hint="check the network and its proxy, then run the same command again",
         )
     return error

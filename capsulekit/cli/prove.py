@@ -55,6 +55,7 @@ def cli(
     if options.json:
         click.echo(verdict.dumps().decode(), nl=False)
     elif not options.quiet:
+        click.echo(progress.table())
         click.echo(describe(verdict))
         word = "the same bytes both times" if verdict.same else "NOT the same bytes"
         click.echo(f"{target}: {verdict.name}, {word}, signed by {signer.public.id}")

@@ -15,4 +15,4 @@ RELEASES = {
 
 def create(release: str, arch: str, cache: Cache, repos: Path | None) -> RpmDistro:
     """AlmaLinux ``release`` (a major number); raises CapsulekitError for one we do not know."""
-    return RpmDistro("alma", "AlmaLinux", RELEASES, release, arch, cache, repos)
+    return RpmDistro("alma", "almalinux", "AlmaLinux", RELEASES, release, arch, cache, repos)

@@ -17,4 +17,4 @@ RELEASES = {
 
 def create(release: str, arch: str, cache: Cache, repos: Path | None) -> RpmDistro:
     """Fedora ``release`` (a number); raises CapsulekitError for one we do not know."""
-    return RpmDistro("fedora", "Fedora", RELEASES, release, arch, cache, repos)
+    return RpmDistro("fedora", "fedora", "Fedora", RELEASES, release, arch, cache, repos)

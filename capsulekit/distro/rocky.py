@@ -15,4 +15,4 @@ RELEASES = {
 
 def create(release: str, arch: str, cache: Cache, repos: Path | None) -> RpmDistro:
     """Rocky Linux ``release`` (a major number); raises CapsulekitError for one we do not know."""
-    return RpmDistro("rocky", "Rocky Linux", RELEASES, release, arch, cache, repos)
+    return RpmDistro("rocky", "rocky", "Rocky Linux", RELEASES, release, arch, cache, repos)

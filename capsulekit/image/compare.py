@@ -60,7 +60,7 @@ def _other_attributes(one: Layer, two: Layer, work: Path) -> list[str]:
     """No listing of unsquashfs 4.5 shows attributes, so both layers are unpacked, as root of their own namespace."""
     out = work / "attributes.json"
     layers = [str(word) for layer in (one, two) for word in (layer.image.absolute(), layer.offset)]
-    argv = ["sh", SCRIPT, work, sys.executable, out, *layers]
+    argv: list[str | Path] = ["sh", SCRIPT, work, sys.executable, out, *layers]
     with (work / "log").open("wb") as log:
         status = run_apart(argv, purpose=PURPOSE, env={**PLAIN, "LC_ALL": "C.UTF-8"}, cwd=work, stdout=log, stderr=log)
     if status != 0:

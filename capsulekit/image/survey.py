@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import stat
@@ -58,6 +59,7 @@ class _Walk:
 
 UNREADABLE = ("can't be read", "run the same command as root")
 SOCKET = ("is a socket, which a layer can't be given", "programs make their sockets anew: remove those in the tree")
+FIFO = ("is a fifo of several names, and a tar stream would make them several", "remove all names but one")
 TOO_LONG = ("has a path that no program could open", f"shorten it to {PATH_MAX} bytes")
 ATTRIBUTE = ("has an extended attribute that a layer can't hold", "see getfattr -d -m -, remove it with setfattr -x")
 
@@ -124,12 +126,20 @@ def _look(walk: _Walk, folder: int, name: bytes, path: bytes, status: os.stat_re
         walk.size += status.st_size
         if not os.access(name, os.R_OK, dir_fd=folder, effective_ids=True, follow_symlinks=False):
             _refuse(walk, UNREADABLE, path)
-    elif kind == stat.S_IFSOCK:
-        _refuse(walk, SOCKET, path)
-    attributes = os.listxattr(b"/proc/self/fd/%d/%s" % (folder, name), follow_symlinks=False)
-    if not all(ATTRIBUTES.fullmatch(attribute) for attribute in attributes):
+    elif kind == stat.S_IFSOCK or (kind == stat.S_IFIFO and status.st_nlink > 1):
+        _refuse(walk, SOCKET if kind == stat.S_IFSOCK else FIFO, path)
+    if not all(ATTRIBUTES.fullmatch(attribute) for attribute in _attributes(folder, name)):
         _refuse(walk, ATTRIBUTE, path)
     return True
+
+
+def _attributes(folder: int, name: bytes) -> list[str]:
+    try:
+        return os.listxattr(b"/proc/self/fd/%d/%s" % (folder, name), follow_symlinks=False)
+    except OSError as error:
+        if error.errno != errno.EOPNOTSUPP:
+            raise
+        return []  # a file system without any
 
 
 def _refuse(walk: _Walk, why: tuple[str, str], path: bytes) -> None:

@@ -83,7 +83,7 @@ def literal(path: str) -> str:
 
 def _check(argv: list[str | Path], status: int, printed: bytes, changing: bool) -> None:
     """Raise what tar could not do; nothing it says is passed over but what the caller knows of."""
-    lines = [line.removeprefix("tar: ") for line in printed.decode("utf-8", "replace").splitlines()]
+    lines = [re.sub(r"^\S*tar: ", "", line) for line in printed.decode("utf-8", "replace").splitlines()]
     lines = [line for line in lines if not line.endswith("file is on a different filesystem; not dumped")]
     if changing:
         lines = [line for line in lines if not CHANGED.search(line)]

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from capsulekit.metadata.compare import PackageChange, PathChange, Side
+from capsulekit.metadata.compare import ADDED, REMOVED, PackageChange, PathChange, Side
 from capsulekit.metadata.owners import Cause
 
 UNEXPLAINED = "nothing that was given: the build of one of them was not reproducible"
 UNKNOWN = "unknown: a lock of another format was not compared"
 INSTALLED = "packages' install scripts and databases"
+# Where systemctl and update-rc.d keep what is switched on.
+UNIT_LINKS = ("etc/systemd/", "etc/rc")
 # How the recipe names what a phase applies.
 _PARTS: dict[str, tuple[str, ...]] = {
     "file": ("file",),
@@ -57,7 +60,8 @@ class Explainer:
     def _cause(self, change: PathChange) -> str:
         """The first explanation, in the order of how much it says."""
         causes = [*self.two.owners.of(change.path), *self.one.owners.of(change.path)]
-        for explain in (self._recipe, self._package, self._settings, self._made, self._unchanged):
+        steps = (self._recipe, self._package, self._settings, self._unit, self._made, self._removing, self._unchanged)
+        for explain in steps:
             for text in explain(change, causes):
                 return text
         return UNEXPLAINED if self.one.owners.lock and self.two.owners.lock else UNKNOWN
@@ -97,6 +101,23 @@ class Explainer:
 
     def _section(self, name: str) -> bool:
         return self.one.owners.recipe.table.get(name) != self.two.owners.recipe.table.get(name)
+
+    def _unit(self, change: PathChange, causes: Sequence[Cause]) -> Iterator[str]:
+        """A unit that was switched: links that are gone are in no ledger, but have its name."""
+        del causes
+        if change.what in ((ADDED,), (REMOVED,)) and change.path.startswith(UNIT_LINKS):
+            for owner, how in self.recipe.items():
+                kind, _, name = owner.partition(" ")
+                if kind == "service" and re.split(r"[@.]", name)[0] in change.path:
+                    yield f"recipe: {owner} {how}"
+
+    def _removing(self, change: PathChange, causes: Sequence[Cause]) -> Iterator[str]:
+        """What a script takes away is in no ledger: a path that only one of them has may be its doing."""
+        del causes
+        if change.what in ((ADDED,), (REMOVED,)):
+            for owner, how in self.recipe.items():
+                if owner.startswith("script "):
+                    yield f"recipe: {owner} {how} (which may remove the path)"
 
     def _made(self, change: PathChange, causes: Sequence[Cause]) -> Iterator[str]:
         """What install scripts made, when some package changed."""

@@ -37,6 +37,7 @@ BUILD = {
 }
 # The phases of a build in their order, as the ledger names them; the last that changed a path has the last word.
 PHASES = ("users", "services", "script", "caches")
+BYTE_CODE = re.compile(r"(.*)/__pycache__/([^/.]+)\.[^/]+\.pyc")
 MAX_SBOM = 64 << 20
 
 
@@ -169,6 +170,8 @@ class Owners:
             if owner in self._installed_packages:
                 return self.package(owner)
         detail = "made while packages were installed"
+        if (code := BYTE_CODE.fullmatch(path)) and (owners := self.packages.get(f"{code[1]}/{code[2]}.py")):
+            return Cause("install", owners[0], f"{detail}; byte code of /{escape(code[1])}/{escape(code[2])}.py")
         found = self.tree.find(path)
         target, hops = (found[1].hard if found else "") or self.tree.follow(path), 0
         while target is not None and hops < 3:  # alternatives are links to links

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid5
 
@@ -65,12 +66,16 @@ def sbom(
 
 
 def _ledger(owners: Mapping[str, Sequence[str]], family: str) -> list[tuple[str, str]]:
-    """(property, path), sorted. What the normaliser removes is left out: temporary files have names made by chance."""
+    """(property, path), sorted.
+
+    What the normaliser removes is left out, because temporary files have names made by chance; so is what it has made
+    again, because its table says that already.
+    """
     rules = Rules(family if family in FAMILIES else ANY)
     found = set()
     for owner, paths in owners.items():
         for path in map(plain, paths):
-            if not any(row.action == "remove" for row in rules.matching(path)[:1]):
+            if not any(row.action in ("remove", "regenerate") for row in rules.matching(path)[:1]):
                 found.add((f"{LEDGER}{escape(owner)}", f"/{escape(path)}"))
     return sorted(found)
 
@@ -106,13 +111,19 @@ def _components(lock: Lock, kind: tuple[str, str], licences: Mapping[str, str]) 
 def _licence(text: str) -> list[Any]:
     """An SPDX expression where it is one; any other text is a licence's name."""
     from cyclonedx.model.license import DisjunctiveLicense, LicenseExpression
-    from cyclonedx.spdx import is_expression
 
     if not text:
         return []
+    return [LicenseExpression(text) if _is_expression(text) else DisjunctiveLicense(name=text)]
+
+
+@cache
+def _is_expression(text: str) -> bool:
+    """Asked once a text: the packages of one source have the same, and parsing it takes milliseconds."""
+    from cyclonedx.spdx import is_expression
+
     # The library knows SPDX's own names only; a LicenseRef is a name like any other.
-    known = LICENCE_REF.sub("MIT", text)
-    return [LicenseExpression(text) if is_expression(known) else DisjunctiveLicense(name=text)]
+    return is_expression(LICENCE_REF.sub("MIT", text))
 
 
 def _canonical(document: dict[str, Any]) -> bytes:

@@ -51,24 +51,26 @@ umount_inside() {
 # restore_clock ROOT. It is noted whether they do: those of another architecture, and static ones, see the real one.
 move_clock() {
     [ -e /etc/capsulekit-prove/clock.so ] || return 0
-    mkdir -p "$1/etc"
-    if [ -e "$1/etc/ld.so.preload" ]; then
+    # A root that is still empty gets the folders from its packages, soon.
+    [ -e "$1/etc" ] || [ -e "$1/usr" ] || mkdir -p "$1/etc" "$1/usr/lib"
+    if [ ! -d "$1/etc" ] || [ ! -d "$1/usr/lib" ] || [ -e "$1/etc/ld.so.preload" ]; then
         : >/etc/capsulekit-prove/seen/real
         return 0
     fi
-    cp /etc/capsulekit-prove/clock.so "$1/etc/capsulekit-clock.so"
-    echo /etc/capsulekit-clock.so >"$1/etc/ld.so.preload"
-    # A root that is still empty can tell only when its packages are there.
+    # Below /usr, because Debian's usrmerge moves what /bin/cp loads from anywhere else.
+    cp /etc/capsulekit-prove/clock.so "$1/usr/lib/capsulekit-clock.so"
+    echo /usr/lib/capsulekit-clock.so >"$1/etc/ld.so.preload"
+    # Such a root can tell only when its packages are there.
     if [ -e "$1/bin/date" ] || [ -e "$1/usr/bin/date" ]; then
         sees_our_clock "$1" || restore_clock "$1"
     fi
 }
 
 restore_clock() {
-    [ -e "$1/etc/capsulekit-clock.so" ] || return 0
+    [ -e "$1/usr/lib/capsulekit-clock.so" ] || return 0
     if sees_our_clock "$1"; then seen=moved; else seen=real; fi
     : >"/etc/capsulekit-prove/seen/$seen"
-    rm "$1/etc/capsulekit-clock.so" "$1/etc/ld.so.preload"
+    rm "$1/usr/lib/capsulekit-clock.so" "$1/etc/ld.so.preload"
 }
 
 sees_our_clock() {

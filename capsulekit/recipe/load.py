@@ -14,6 +14,7 @@ from capsulekit.recipe.flat import flatten
 from capsulekit.recipe.make import make
 from capsulekit.recipe.merge import Merged
 from capsulekit.recipe.model import Recipe
+from capsulekit.recipe.settings import PACKED
 from capsulekit.recipe.variables import chosen, declared, substitute
 
 # More parents than this is a mistake of a program that writes recipes.
@@ -29,6 +30,11 @@ def load_recipe(path: Path, variables: Mapping[str, str] | None = None, release:
     chain: dict[str, Document] = {}
     _collect(path, str(path), (), chain)
     recipe = _merge(list(chain.values()), variables or {}, str(path))
+    if recipe.base == PACKED:
+        raise CapsulekitError(
+            f"{path}: [rootfs] base {PACKED} cannot be built: its root was made elsewhere",
+            hint="pack the tree again with: capsulekit pack",
+        )
     if release:
         recipe = replace(recipe, level=recipe.release_level)
     return replace(recipe, text=flatten(recipe))

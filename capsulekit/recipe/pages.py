@@ -46,7 +46,6 @@ POSIX sh and starts with `#!/bin/sh`.
 
 The recipe inside a capsule is flattened: parents are merged, variables replaced, files and scripts written into it, so
 that it needs no other file. Its sha256 is the capsule's recipe digest. With `--release` its level is the release level.
-
 """
 
 

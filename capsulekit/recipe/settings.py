@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
+from capsulekit.errors import CapsulekitError
+from capsulekit.rootfs.globs import anchored
+
 # line: text without line ends or control characters; text: any text; lines: a list of lines; lists: a list of those;
 # scripts: a list of script files, or of scripts written down in the recipe.
 Kind = Literal["line", "text", "number", "flag", "lines", "lists", "scripts"]
@@ -65,10 +68,16 @@ class Named:
     settings: dict[str, Setting]
 
 
-def glob_is_whole(text: str) -> bool:
-    """Whether every ``[`` of a glob has its ``]`` in the same part of the path; a ``]`` that comes first is no end."""
-    return all("[" not in re.sub(r"\[[!^]?\]?[^\]]*\]", "", part) for part in text.split("/"))
+def _is_glob(text: str) -> bool:
+    try:
+        anchored(text)
+    except CapsulekitError:
+        return False
+    return True
 
+
+# The base of a root that was made elsewhere.
+PACKED = "packed"
 
 _FULL = r"(?:/(?!\.{1,2}(?:/|$))[^/]+)+"
 _ACCOUNT = r"[a-z_][a-z0-9_-]{0,31}"
@@ -91,9 +100,13 @@ UNITS = Shape(
     r"(?!-)[A-Za-z0-9@:._\\-]+\.(?:service|socket|timer|target|mount|automount|swap|slice|path)",
 )
 PATH = Shape("line", "a full path without '.' or '..'", _FULL)
-HOME = Shape("line", "a full path without '.', '..' or ':'", r"(?:/(?!\.{1,2}(?:/|$))[^/:]+)+")
+# A line of /etc/passwd holds it.
+HOME = Shape("line", "a full path without '.', '..', ':' or blanks", r"(?:/(?!\.{1,2}(?:/|$))[^/:\s]+)+")
 GLOBS = Shape(
-    "lines", "a list of globs that start with /, without '.' or '..' and with each [ closed", _FULL, rule=glob_is_whole
+    "lines",
+    "a list of globs that start with /, without '.' or '..' and with each [ closed",
+    _FULL + "/?",
+    rule=_is_glob,
 )
 SCRIPTS = Shape("scripts", 'a list of script files, or of tables {name = "...", text = "..."}')
 SCRIPT_NAME = Shape("line", "a name of letters, digits, '.', '_' and '-'", r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -141,8 +154,9 @@ SETTINGS: dict[str, dict[str, Setting]] = {
     },
     "rootfs": {
         "base": Setting(
-            Shape("line", '"essential" or "extract"', choices=("essential", "extract")),
-            '"essential": a working system; "extract": unpacked packages, no script is run',
+            Shape("line", '"essential" or "extract"', choices=("essential", "extract", PACKED)),
+            '"essential": a working system; "extract": unpacked packages, no script is run; "packed" stands in the '
+            "recipe of a capsule that `pack` made, and cannot be built",
             "essential",
         ),
     },

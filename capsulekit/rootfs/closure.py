@@ -46,7 +46,8 @@ class _Search:
         self._programs: dict[str, str] = {}
 
     def run(self) -> dict[str, str]:
-        if self._tree.resolve(self._init) is None:
+        first = self._tree.resolve(self._init)
+        if first is None or not first.host.is_file():
             raise CapsulekitError(f"the root has no {self._init}, which [capsule] init names as its first program")
         self._programs[merged(self._init)] = FIRST
         matches = self._matches()
@@ -99,11 +100,14 @@ class _Search:
             if script := INTERPRETER.match(_head(found.host)):
                 todo.append((merged(os.fsdecode(script[1])), starts[found.path]))
             self._note_links(found, starts[found.path])
-        closure = find_closure(self._tree, starts, strict=False)
-        for path, chain in closure.chains.items():
-            way = " -> ".join([starts[chain[0]], *(f"/{step}" for step in chain[1:])])
-            self._note(path, way)
-            self._note_links(closure.files[path], way)
+        # The first program by itself: a library that is also on the list is then known by who loads it.
+        first, *others = starts
+        for programs in ([first], others):
+            closure = find_closure(self._tree, programs, strict=False)
+            for path, chain in closure.chains.items():
+                way = " -> ".join([starts[chain[0]], *(f"/{step}" for step in chain[1:])])
+                self._note(path, way)
+                self._note_links(closure.files[path], way)
 
     def _follow(self, path: str, why: str) -> None:
         found = self._resolve(path)

@@ -49,24 +49,40 @@ break_after() {
     exit 90
 }
 
+# has passwd|group NAME: whether the root knows the name already.
+has() {
+    cut -d: -f1 "$root/etc/$1" 2>/dev/null | grep -qxF -- "$2"
+}
+
+# A group or user that is there gets what the recipe says of it.
 add_groups() {
     while read -r name gid; do
         set -- "$name"
         [ "$gid" = - ] || set -- -g "$gid" "$@"
-        chroot "$root" groupadd "$@" </dev/null >&2 || stop "the group $name cannot be added: is groupadd in [packages]?"
+        if ! has group "$name"; then
+            chroot "$root" groupadd "$@" </dev/null >&2 || stop "the group $name cannot be added: is groupadd in [packages]?"
+        elif [ "$gid" != - ]; then
+            chroot "$root" groupmod "$@" </dev/null >&2 || stop "the group $name cannot be changed"
+        fi
     done <"$work/groups"
 }
 
 add_users() {
     while read -r name uid gid system home shell groups; do
-        set -- --no-log-init --create-home
+        set --
         [ "$uid" = - ] || set -- "$@" -u "$uid"
         [ "$gid" = - ] || set -- "$@" -g "$gid"
-        [ "$system" = no ] || set -- "$@" --system
         [ "$home" = - ] || set -- "$@" -d "$home"
         [ "$shell" = - ] || set -- "$@" -s "$shell"
         [ "$groups" = - ] || set -- "$@" -G "$groups"
-        chroot "$root" useradd "$@" "$name" </dev/null >&2 || stop "the user $name cannot be added: is useradd in [packages]?"
+        if ! has passwd "$name"; then
+            [ "$system" = no ] || set -- "$@" --system
+            chroot "$root" useradd --no-log-init --create-home "$@" "$name" </dev/null >&2 ||
+                stop "the user $name cannot be added: is useradd in [packages]?"
+        elif [ $# -gt 0 ]; then
+            [ "$groups" = - ] || set -- --append "$@"
+            chroot "$root" usermod "$@" "$name" </dev/null >&2 || stop "the user $name cannot be changed"
+        fi
     done <"$work/users"
     [ ! -s "$work/passwords" ] || chroot "$root" chpasswd -e <"$work/passwords" >&2 || stop "a password hash was refused"
     "$python" -P -m capsulekit.rootfs.place keys "$root" "$work"
@@ -98,7 +114,10 @@ make_caches() {
     made=
     while read -r program command; do
         [ -x "$root$program" ] || continue
-        [ -n "$made" ] || inside -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +
+        if [ -z "$made" ]; then
+            inside -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +
+            begin # what was touched has not changed
+        fi
         made=yes
         chroot "$root" /bin/sh -c "$command" </dev/null >&2 || stop "$program failed"
     done <"$work/caches"

@@ -217,11 +217,7 @@ class _Counted:
 
 def describe(moved: Mapping[str, Moved], kept: Sequence[Kept]) -> list[str]:
     """Lines for people: what each hybridize glob saves, and what stays although a glob matches it, by reason."""
-    lines = [
-        f"{glob}: {one.paths} paths stay out of RAM, which saves {_megabytes(one.packed)} "
-        f"({_megabytes(one.unpacked)} unpacked)"
-        for glob, one in moved.items()
-    ]
+    lines = [f"{glob}: {_saved(one)}" for glob, one in moved.items()]
     reasons: dict[str, list[str]] = defaultdict(list)
     for each in kept:
         reasons[each.reason].append(each.path)
@@ -229,6 +225,13 @@ def describe(moved: Mapping[str, Moved], kept: Sequence[Kept]) -> list[str]:
         more = f" and {len(paths) - 1} more stay" if len(paths) > 1 else " stays"
         lines.append(f"/{paths[0]}{more} on the node: {reason}")
     return lines
+
+
+def _saved(one: Moved) -> str:
+    if not one.paths:
+        return "nothing leaves the node"
+    packed, unpacked = _megabytes(one.packed), _megabytes(one.unpacked)
+    return f"{one.paths} paths stay out of RAM, which saves {packed} ({unpacked} unpacked)"
 
 
 def _megabytes(size: int) -> str:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from initramfs_builder.tree import MERGED
+
 
 @dataclass(frozen=True)
 class Need:
@@ -27,7 +29,7 @@ def _in(folder: str, names: str) -> tuple[str, ...]:
 
 
 def _programs(names: str) -> tuple[str, ...]:
-    return _in("bin", names) + _in("sbin", names)
+    return _in("*bin", names)
 
 
 # Tools that scripts of the boot and of the network call, and the node's agent.
@@ -71,7 +73,7 @@ NEEDED: tuple[Need, ...] = (
         "usr/lib*/**/ossl-modules/*"), runs=True),
     Need("programs of the boot talk over it", (
         *_programs("dbus-daemon dbus-broker*"), *_in("lib/dbus-1.0", "*"), *_in("libexec/dbus-1", "*"),
-        *_in("share/dbus-1", "**")), runs=True),
+        *_in("share/dbus-1", "system.conf system.d/** system-services/**")), runs=True),
     Need("tools that scripts of the boot call", _programs(TOOLS), runs=True),
     Need("programs of the boot load it by name", tuple(f"usr/lib*/**/lib{name}.so*" for name in LOADED.split()),
          runs=True),
@@ -81,5 +83,41 @@ NEEDED: tuple[Need, ...] = (
     Need("settings that are links", (
         "etc/localtime", "etc/systemd/**", "etc/network/if-*.d/*", "etc/crypto-policies/back-ends/*",
         "etc/ssl/openssl.cnf", "etc/pki/tls/openssl.cnf"), follow=True),
-    Need("links to the folders of programs", ("bin", "sbin", "lib", "lib32", "lib64", "libx32", "init", "linuxrc")),
+    # /lib, which is a link to usr/lib, goes by that name here.
+    Need("links to the folders of programs", tuple(f"usr/{name}" for name in sorted(MERGED))),
 )  # fmt: skip
+
+
+def reference() -> str:
+    """docs/reference/hybridize.md: the rules, and the table as Markdown."""
+    rows = []
+    for need in NEEDED:
+        globs = " ".join(f"`/{glob}`" for glob in need.globs)
+        rows.append(f"| {need.why} | {globs} | {'yes' if need.runs else ''} |")
+    return INTRODUCTION + "| why | paths | and what they load |\n|---|---|---|\n" + "\n".join(rows) + "\n"
+
+
+INTRODUCTION = """<!-- Made by capsulekit.rootfs.needed.reference(); a test keeps it current. -->
+# Hybridize
+
+`[hybridize] paths` in a recipe lists what lives on the network instead of in each node's memory. The build moves it to
+the capsule's hybrid layer, which the master exports and every node mounts as the lowest layer of its root: each path
+stays where it is, and the build says what each glob saves.
+
+A glob is a full path. `*` and `?` match within one name, hidden names too; `**` matches across folders, and `/**/` also
+no folder at all; `[ab]`, `[a-z]` and `[!ab]` match one character; `[*]` is a star itself. A glob that names a folder
+means everything below it, as in Perceus: `/usr/share/doc`, `/usr/share/doc/` and `/usr/share/doc/**` are the same.
+`/lib` and `/usr/lib` are taken for the same folder. The first glob that matches a path counts. The build says which of
+them move nothing.
+
+Of what a glob matches this stays on the node, because the network could not carry it as it is, and the build names it:
+
+- folders themselves, devices and fifos
+- files that are setuid or setgid, or that have capabilities, ACLs or other extended attributes
+- files that not everyone may read, or in a folder that not everyone may enter
+- every name of a file of which one name stays
+
+A glob that takes something of the table below fails the build, with the chain that needs it: without it a node could
+not boot, not reach the network, or not be reached when the network file system is gone.
+
+"""

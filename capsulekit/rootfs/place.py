@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 
 MAX_LINKS = 40
+# Covered by other file systems on a running node; the normaliser empties them.
+COVERED = ("dev", "proc", "run", "sys", "tmp")
 
 
 class Refused(Exception):
@@ -59,6 +61,9 @@ def place(root: Path, data: bytes, mode: int, owner: int, group: int, path: str)
     """Write one file; its folders are made as needed."""
     folder, _, name = path.rpartition("/")
     where = inside(root, folder)
+    top = where.relative_to(root).parts[:1]
+    if top and top[0] in COVERED:
+        raise Refused(f"the file {path} would be lost: /{top[0]} is empty in every capsule")
     try:
         where.mkdir(parents=True, exist_ok=True)
         target = where / name

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging.handlers
 import shutil
 import sys
 from collections.abc import Iterable, Iterator
@@ -124,14 +125,16 @@ def update(asked: dict[str, Any]) -> dict[str, Any]:
 def load(repo: Any) -> None:
     """Bring one repository's metadata up to date; raises Refused."""
     repo._repo.expire()
+    warned = logging.handlers.MemoryHandler(1000, flushLevel=logging.CRITICAL + 1)
+    logging.getLogger("dnf").addHandler(warned)  # why every mirror failed is said there and nowhere else
     try:
         repo.load()
     except dnf.exceptions.RepoError as error:
-        text = str(error)
-        signed = repo.repo_gpgcheck and any(
-            word in text for word in ("GPG", "repomd.xml.asc", "signature", "Signing key")
-        )
-        raise Refused("untrusted" if signed else "unreachable", text, repo.id) from None
+        text = " ".join(f"{error} {' '.join(record.getMessage() for record in warned.buffer)}".split())
+        bad = "checksum" in text or (repo.repo_gpgcheck and any(word in text for word in ("GPG", "repomd.xml.asc")))
+        raise Refused("untrusted" if bad else "unreachable", text, repo.id) from None
+    finally:
+        logging.getLogger("dnf").removeHandler(warned)
 
 
 def solver(asked: dict[str, Any]) -> Any:

@@ -52,7 +52,7 @@ class RpmRelease:
 
 
 class RpmDistro(Distro):
-    """One release of a dnf distribution."""
+    """One release of a dnf distribution; ``vendor`` is its name for itself (ID in os-release, also in a purl)."""
 
     # glibc asks for any language pack: without the small one, the solver would take them all.
     stage2_packages = (
@@ -60,8 +60,8 @@ class RpmDistro(Distro):
     )  # fmt: skip
 
     def __init__(
-        self, name: str, title: str, releases: Mapping[str, RpmRelease], release: str, arch: str, cache: Cache,
-        repos: Path | None,
+        self, name: str, vendor: str, title: str, releases: Mapping[str, RpmRelease],
+        release: str, arch: str, cache: Cache, repos: Path | None,
     ) -> None:  # fmt: skip
         if release not in releases:
             raise CapsulekitError(f"unknown {title} release {release}", hint="known: " + ", ".join(releases))
@@ -69,7 +69,7 @@ class RpmDistro(Distro):
             raise CapsulekitError(f"unknown {title} architecture {arch}", hint="known: " + ", ".join(ARCHES))
         super().__init__(release, arch, cache, repos)
         self.name, self.title, self._about = name, title, releases[release]
-        self.purl, self.code = ("rpm", name), ("capsulekit.rpm", f"capsulekit.distro.{name}")
+        self.purl, self.code = ("rpm", vendor), ("capsulekit.rpm", f"capsulekit.distro.{name}")
         own = f"-{sha256_bytes(str(repos).encode())[:8]}" if repos else ""
         self._folder = cache.root / "dnf" / f"{name}-{release}-{arch}{own}"
         self._target = dnf.Target(release, ARCHES[arch], self._about.platform, self._about.dbpath, self._about.links)
@@ -88,7 +88,7 @@ class RpmDistro(Distro):
             return self.repos.absolute(), [str(self.repos.absolute() / "vars")]
         with suppress(OSError):
             host = platform.freedesktop_os_release()
-            if (host["ID"], host.get("VERSION_ID", "").split(".")[0]) == (self.name, self.release):
+            if (host["ID"], host.get("VERSION_ID", "").split(".")[0]) == (self.purl[1], self.release):
                 return HOST_REPOS, list(HOST_VARS)
         raise CapsulekitError(
             f"nothing says where the packages of {self.title} {self.release} come from",
@@ -123,32 +123,36 @@ class RpmDistro(Distro):
             epoch = epoch_of(max(repo["time"] for repo in found["repos"]))
             archives = tuple(Archive(repo["id"], repo["digest"]) for repo in found["repos"])
             tools = tool_versions(self)
-            code = code_identity("capsulekit.rpm", "capsulekit.lock.model")
+            here = [(package, self.cache.has_package(package.sha256)) for package in keep]
+            index = sha256_bytes(json.dumps([[a.suite, a.release] for a in archives]).encode())[:16]
             asked = [
-                request.digest, sorted(p.sha256 for p in keep), tools, epoch, NORMALISER, code,
-                [[a.suite, a.release] for a in archives], [key.fingerprint for key in keys],
+                request.digest, sorted((p.sha256, there) for p, there in here), tools, epoch, NORMALISER,
+                code_identity("capsulekit.rpm", "capsulekit.lock.model"), [key.fingerprint for key in keys],
             ]  # fmt: skip
-            kept = self._folder / f"lock-{sha256_bytes(json.dumps(asked).encode())}"
+            kept = self._folder / f"lock-{index}-{sha256_bytes(json.dumps(asked).encode())}"
             if kept.exists():
                 with suppress(CapsulekitError):  # a damaged answer is asked for again
                     return loads(kept.read_text(), str(kept))
             lock = Lock(
                 self.name, self.release, self.arch, epoch, request.digest, NORMALISER, archives, keys,
-                self._solve(request, keep), tools,
+                self._solve(request, here), tools,
             )  # fmt: skip
             text = lock.dumps()
             loads(text, "the lock")  # what the repositories say has to be as plain as a lock is
+            for old in self._folder.glob("lock-*"):
+                if not old.name.startswith(f"lock-{index}-"):
+                    old.unlink()
             atomic_write(kept, text.encode())
             return lock
 
-    def _solve(self, request: Request, keep: Sequence[Package]) -> dict[str, tuple[Package, ...]]:
+    def _solve(self, request: Request, keep: Sequence[tuple[Package, bool]]) -> dict[str, tuple[Package, ...]]:
         essential = [*ESSENTIAL, self._about.release_package] if request.base == "essential" else []
         sets = {"rootfs": request.stages or ((),), "kernel": [request.kernel], "initrd": [request.initrd]}
         with self.cache.scratch("keep") as scratch:
             kept = []
-            for number, one in enumerate(keep):
+            for number, (one, here) in enumerate(keep):
                 file = scratch / f"{number}.rpm"
-                if here := self.cache.has_package(one.sha256):
+                if here:
                     file.symlink_to(self.cache.package(one.sha256))
                 about = {"name": one.name, "version": one.version, "arch": one.arch, "path": one.path}
                 kept.append({**about, "size": one.size, "sha256": one.sha256, "file": str(file) if here else ""})

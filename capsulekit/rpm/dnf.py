@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import IO, Any
 
 from capsulekit.errors import CapsulekitError, TrustError
-from capsulekit.rpm.keys import rpm_version
 from capsulekit.run import DiskFull, failed, run, run_apart, tool
 
 HERE = Path(__file__).parent
@@ -23,7 +22,8 @@ PURPOSE = "build the root file system"
 # Of the caller's environment dnf gets its way to the network and nothing else.
 NETWORK = re.compile(r"(https?|ftp|all|no)_proxy|SSL_CERT_(FILE|DIR)|CURL_CA_BUNDLE", re.IGNORECASE)
 PATHS = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-SCRIPTLET = re.compile(r"^warning: %(\w+)\(([^)]+)\) scriptlet failed.*$", re.MULTILINE)
+SCRIPTLET = re.compile(r"^Error in (\w+) scriptlet in rpm package (\S+)$", re.MULTILINE)
+STARTED = re.compile(r"^  Running scriptlet: .*$", re.MULTILINE)
 OWNER = re.compile(r"^warning: (user|group) (\S+) does not exist - using root$", re.MULTILINE)
 
 # rpm's settings for one installation, read from the home folder. The database is the target's, not this machine's
@@ -73,8 +73,8 @@ class Target:
 
 @cache
 def version() -> str:
-    """dnf's version; noted in the lock beside rpm's."""
-    return run(["dnf", "--version"], purpose=PURPOSE).split("\n")[0].strip()
+    """dnf's version; noted in the lock beside rpm's. (Its own --version opens this machine's database and logs.)"""
+    return run([_python(), "-I", "-c", "import dnf; print(dnf.VERSION)"], purpose=PURPOSE).strip()
 
 
 @cache
@@ -168,15 +168,15 @@ def make_root(
 def _refuse_half_installed(said: str) -> None:
     """What rpm only warns of and goes on; raises CapsulekitError."""
     if scriptlet := SCRIPTLET.search(said):
-        before_it = said[: scriptlet.start()].strip().splitlines()
+        why = " ".join(STARTED.split(said[: scriptlet.start()])[-1].split())
         raise CapsulekitError(
-            f"the %{scriptlet[1]} script of the package {scriptlet[2]} failed: {(before_it or ['silently'])[-1]}",
+            f"the {scriptlet[1]} script of the package {scriptlet[2]} failed: {why}",
             hint="leave the package out, or name what its script needs in [packages]",
         )
     if owner := OWNER.search(said):
         raise CapsulekitError(
-            f"a package's files belong to the {owner[1]} {owner[2]}, which nothing had made by then",
-            hint=f"rpm {rpm_version()} makes no users by itself, as newer ones do (4.19): install a newer rpm and dnf",
+            f"a package's files belong to the {owner[1]} {owner[2]}, which no package had made by then",
+            hint="the package must declare it (rpm-sysusers(7)) or make it in its %pre script; or leave it out",
         )
 
 

@@ -12,6 +12,7 @@ from capsulekit.errors import CapsulekitError
 
 NAME, VERSION, RELEASE, EPOCH = 1000, 1001, 1002, 1003
 INSTALLTIME, INSTALLTID = 1008, 1128
+PROVIDENAME, PROVIDEVERSION = 1047, 1113
 LICENSE, ARCH, DIRINDEXES, BASENAMES, DIRNAMES = 1014, 1022, 1116, 1117, 1118
 
 INT32 = 4
@@ -105,6 +106,10 @@ class Header:
     def licence(self) -> str:
         """What its packager says of the licence."""
         return next(iter(self.texts(LICENSE)), "")
+
+    def provides(self) -> Iterator[tuple[str, str]]:
+        """What it provides: name and version, which may be empty."""
+        yield from zip(self.texts(PROVIDENAME), self.texts(PROVIDEVERSION), strict=True)
 
     def paths(self) -> Iterator[str]:
         """Absolute paths of its files, as the package spells them."""

@@ -32,10 +32,15 @@ if [ "$how" = extract ]; then
     exit 0
 fi
 
+export PYTHONDONTWRITEBYTECODE=1
+"$python" -m capsulekit.rpm.sysusers "$root" "$packages" "$SOURCE_DATE_EPOCH" >&2
 mount_inside "$root"
 dnf --config="$work/dnf.conf" --installroot="$root" --releasever="$release" --forcearch="$arch" \
     --disablerepo='*' --noplugins install "$@" </dev/null >&2
 umount_inside "$root"
 rm -rf "$root/.capsulekit"
-PYTHONDONTWRITEBYTECODE=1 "$python" -m capsulekit.rpm.rpmdb "$root" "$dbpath" "$SOURCE_DATE_EPOCH" >&2
+for file in passwd group shadow gshadow; do
+    rm -f "$root/etc/$file.rpmnew"
+done
+"$python" -m capsulekit.rpm.rpmdb "$root" "$dbpath" "$SOURCE_DATE_EPOCH" "$packages" >&2
 pack_root "$root"

@@ -1,6 +1,6 @@
 """The rpm database, made the same on every machine: rpm notes when it installed what, and in which order.
 
-Run inside a build's namespaces as ``python -m capsulekit.rpm.rpmdb ROOT DBPATH EPOCH``.
+Run inside a build's namespaces as ``python -m capsulekit.rpm.rpmdb ROOT DBPATH EPOCH PACKAGES``.
 """
 
 from __future__ import annotations
@@ -8,12 +8,12 @@ from __future__ import annotations
 import sqlite3
 import struct
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, suppress
 from pathlib import Path
 
 from capsulekit.errors import CapsulekitError
-from capsulekit.rpm.header import INSTALLTID, INSTALLTIME, Header
+from capsulekit.rpm.header import INSTALLTID, INSTALLTIME, Header, package_header
 
 FILE = "rpmdb.sqlite"
 # Folders that dnf makes in every root it installs into; they stay where a package brings them.
@@ -118,17 +118,27 @@ def remove_folders_of_dnf(root: Path, owners: Mapping[str, str]) -> None:
                 (root / name.lstrip("/")).rmdir()
 
 
-def main(root: Path, dbpath: str, epoch: int) -> None:
-    """Make the root's database the same everywhere, and tidy up after dnf; raises CapsulekitError."""
+def check_installed(path: Path, packages: Iterable[Path]) -> None:
+    """Raise CapsulekitError when one of the package files is not in the database: dnf may go on without it."""
+    there = {(header.name, header.version, header.arch) for header in headers(path)}
+    for package in packages:
+        header = package_header(package)
+        if (header.name, header.version, header.arch) not in there:
+            raise CapsulekitError(f"the package {header.name} {header.version} was not installed")
+
+
+def main(root: Path, dbpath: str, epoch: int, packages: Path) -> None:
+    """Check that all was installed, make the database the same everywhere, tidy up after dnf; raises CapsulekitError."""
     folder = (root / dbpath.lstrip("/")).resolve()
     if not folder.is_relative_to(root.resolve()):
         raise CapsulekitError(f"{dbpath} is a link that leads out of the root")
     normalise(folder, epoch)
+    check_installed(folder / FILE, sorted(packages.glob("*.rpm")))
     remove_folders_of_dnf(root, file_owners(folder / FILE))
 
 
 if __name__ == "__main__":
     try:
-        main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))
+        main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), Path(sys.argv[4]))
     except CapsulekitError as failure:
         sys.exit(f"E: {failure}")

@@ -156,18 +156,8 @@ def test_no_distribution_is_asked_for_by_name_outside_its_own_file() -> None:
 # --- child processes
 
 # Programs that are wrapped by a class for another file (the lab runs any program in its namespace) are words there.
-STARTERS = {
-    "run.py",
-    "squashfs.py",
-    "tree.py",
-    "dnsmasq.py",
-    "lab.py",
-    "qemu.py",
-    "net.py",
-    "console.py",
-    "demo.py",
-    "site.py",
-}
+STARTERS = {"run.py", "squashfs.py", "tree.py", "dnsmasq.py", "lab.py", "qemu.py", "net.py", "console.py", "demo.py",
+            "site.py"}  # fmt: skip
 
 
 def programs() -> dict[str, set[str]]:
@@ -225,6 +215,9 @@ PAGES = {
     "https://systemd.io/ELF_DLOPEN_METADATA/",
     "https://sqlite.org/wal.html",
     "https://jedisct1.github.io/minisign/",
+    "https://json-schema.org/draft/2020-12/schema",
+    "https://in-toto.io/Statement/v1",
+    "https://slsa.dev/provenance/v1",
 }
 HOST = re.compile(r"(?:https?|ftp)://(?:[^\s/@'\"]*@)?((?:[A-Za-z0-9-]+\.)+[A-Za-z]{2,})\b[^\s'\"<>)\]`]*")
 MIRROR = re.compile(r"\b[\w.-]+\.(debian|ubuntu|rockylinux|fedoraproject|centos|pythonhosted|pypi)\.(org|net|com)\b")

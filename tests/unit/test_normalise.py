@@ -6,6 +6,7 @@ import io
 import struct
 import subprocess
 import tarfile
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -201,6 +202,47 @@ def test_the_ledger_says_whether_usr_is_merged_and_init_is_there() -> None:
     assert not normalised(packed(entry("./sbin/init")), init="/usr/bin/other")[1].has_init
 
 
-def test_the_reference_page_is_current() -> None:
-    page = (Path(__file__).parents[2] / "docs/reference/normaliser.md").read_text()
-    assert page == reference(), "write capsulekit.rootfs.normalise.reference() to docs/reference/normaliser.md"
+def test_byte_code_that_goes_takes_its_other_names_with_it() -> None:
+    folder = "./usr/lib/python3/__pycache__"
+    link = {"type": tarfile.LNKTYPE, "linkname": f"{folder}/a.cpython-39.opt-1.pyc", "size": 0}
+    files = (entry(f"{folder}/a.cpython-39.opt-1.pyc", bytes(40)), entry(f"{folder}/a.cpython-39.pyc", None, **link))
+    assert set(normalised(packed(*files, entry("./x")))[0]) == {"x"}
+
+
+class Papers:
+    """Collects what it is shown."""
+
+    def __init__(self) -> None:
+        self.seen: dict[str, bytes] = {}
+
+    def wants(self, path: str) -> bool:
+        return path.endswith("copyright")
+
+    def see(self, path: str, data: bytes) -> None:
+        self.seen[path] = data
+
+
+def test_a_watcher_sees_the_files_it_wants_and_they_are_not_changed() -> None:
+    papers, sink = Papers(), io.BytesIO()
+    data = packed(
+        entry("./usr/share/doc/a/copyright", b"License: MIT\n"),
+        entry("./usr/share/doc/b/copyright", None, type=tarfile.SYMTYPE, linkname="../a/copyright"),
+        entry("./usr/share/doc/c/copyright", b"x" * (WATCHED + 1)),
+        entry("./usr/share/doc/a/README"),
+    )
+    Normaliser(EPOCH, see=papers).stream(io.BytesIO(data), sink)
+    assert papers.seen == {"usr/share/doc/a/copyright": b"License: MIT\n"}
+    assert sink.getvalue() == normalised(data)[2]
+
+
+def test_memory_does_not_grow_with_the_number_of_paths() -> None:
+    def peak(number: int) -> int:
+        data = packed(*(entry(f"./usr/share/{n:06}") for n in range(number)))
+        with Path("/dev/null").open("wb") as sink:
+            tracemalloc.start()
+            Normaliser(EPOCH).stream(io.BytesIO(data), sink)
+            used = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+        return used
+
+    assert peak(4000) < peak(400) + (1 << 18)

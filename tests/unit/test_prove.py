@@ -117,7 +117,9 @@ def test_a_verdict_names_differing_paths_with_their_owner_and_what_was_not_appli
     assert told["rebuilds"][1]["not_applied"] == [{"what": "readdir", "reason": "no"}]
     assert {"what": "umask", "value": "0077"} in told["rebuilds"][0]["perturbations"]
     text = describe(verdict(same=False))
-    assert "/etc/odd%20name%FF (content, mode): script 50-motd" in text and "not applied: no" in text
+    assert (
+        "/etc/odd%20name%FF (content, mode): script 50-motd" in text and "rebuild B: not applied: readdir: no" in text
+    )
 
 
 def test_the_same_findings_give_the_same_bytes() -> None:

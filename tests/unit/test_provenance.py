@@ -15,7 +15,7 @@ from capsulekit.metadata.provenance import provenance
 from capsulekit.recipe.load import loads_recipe
 
 SUBJECTS = {"layers/rootfs.squashfs": "aa" * 32, "boot/vmlinuz": "bb" * 32}
-RECIPE_ = loads_recipe(RECIPE.format(version="1", motd="x", script="true", level=3), "recipe.toml")
+RECIPE_ = loads_recipe(RECIPE.format(version="1", motd="x", script="true", level=3, verb="enable"), "recipe.toml")
 
 # What the in-toto attestation framework ("Statement", "ResourceDescriptor") and SLSA v1.0 ("Provenance") ask for.
 URI = {"type": "string", "pattern": "^[a-z][a-z0-9+.-]*:.+"}

@@ -29,7 +29,7 @@ LINES = TEXTS.map(lambda t: "".join(c for c in t if c.isprintable()))
 USERS = st.builds(
     User, st.from_regex(r"[a-z][a-z0-9_-]{0,5}", fullmatch=True), uid=st.none() | st.integers(0, 9),
     gid=st.none() | st.integers(0, 9), groups=st.sampled_from([(), ("adm",), ("adm", "disk")]),
-    home=st.sampled_from(["", "/home/a b"]), shell=st.sampled_from(["", "/bin/sh"]),
+    home=st.sampled_from(["", "/home/a-b"]), shell=st.sampled_from(["", "/bin/sh"]),
     password=st.sampled_from([None, "!", "$y$x"]), system=st.booleans(),
     ssh_keys=st.sampled_from([(), ("ssh-ed25519 AAAAC3NzaC1lZDI1NTE5 @{me}",)]),
 )  # fmt: skip
@@ -70,7 +70,7 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "kernel_extra": st.lists(NAMES, unique=True, max_size=2).map(tuple),
     "kernel_modules": st.lists(NAMES, unique=True, max_size=2).map(tuple),
     "stage2_modules": st.lists(NAMES, unique=True, max_size=2).map(tuple),
-    "base": st.sampled_from(["essential", "extract"]),
+    "base": st.sampled_from(["essential", "extract", "packed"]),
     "groups": unique(st.builds(Group, st.sampled_from("abc"), st.none() | st.integers(0, 9)), "name").map(by("name")),
     "users": unique(USERS, "name").map(by("name")),
     "enable": st.sampled_from([(), ("a.service",), ("b.socket", "a.service")]),

@@ -28,7 +28,7 @@ LICENCES = {"tool": "GPL-2.0-or-later AND MIT", "base": "LicenseRef-odd OR MIT",
 
 
 def recipe() -> Recipe:
-    return loads_recipe(RECIPE.format(version="1", motd="x", script="true", level=3), "recipe.toml")
+    return loads_recipe(RECIPE.format(version="1", motd="x", script="true", level=3, verb="enable"), "recipe.toml")
 
 
 def bill(lock: Lock = LOCK, kind: tuple[str, str] = DEB, **owners: list[str]) -> dict[str, Any]:

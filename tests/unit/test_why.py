@@ -1,15 +1,16 @@
-"""`why` names what made a path what it is; a path that is not there is said to be removed, or unknown with near names."""
+"""`why` names what made a path what it is, or what removed it; an unknown path is refused with near names."""
 
 from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from small_capsule import AUTHOR, STRANGER
-from told_capsule import OWNERS, ROOT, Node, Told, told_capsule
+from told_capsule import OWNERS, ROOT, Node, Told, package, told_capsule
 
 from capsulekit.cli.main import main
 from capsulekit.errors import CapsulekitError, TrustError
@@ -62,7 +63,7 @@ def test_a_path_through_a_folder_that_is_a_link_is_answered_for_the_real_one(cap
     ("path", "cause", "key", "text"),
     [
         ("/etc/motd", "file /etc/motd", '[files."/etc/motd"]', "/etc/motd"),
-        ("/etc/stamp", "script 50-stamp", "[scripts] rootfs", "50-stamp"),
+        ("/etc/stamp", "script 50-stamp", "[scripts] rootfs", "[[scripts.rootfs]]"),
         (
             "/etc/systemd/system/multi-user.target.wants/tool.service",
             "service tool.service",
@@ -131,6 +132,43 @@ def test_the_kernel_its_modules_and_stage_2_name_their_packages(capsule: Path) -
     assert causes(capsule, "/boot/initrd.img") == ["package busybox"]
     # A folder of both layers belongs to both.
     assert causes(capsule, "/usr") == ["package base", "package tool", "kernel linux-image"]
+
+
+SPEC = """Name: hello
+Version: 1
+Release: 2
+Summary: x
+License: MIT
+BuildArch: noarch
+%description
+x
+%install
+mkdir -p %{buildroot}/usr/bin
+echo hi >%{buildroot}/usr/bin/hello
+%files
+/usr/bin/hello
+"""
+
+
+@pytest.mark.skipif(not shutil.which("rpmbuild"), reason="needs rpm")
+def test_the_database_of_rpm_is_asked_where_the_root_has_one(tmp_path: Path) -> None:
+    (tmp_path / "hello.spec").write_text(SPEC)
+    where = ["--define", f"_topdir {tmp_path}", "--define", f"_rpmdir {tmp_path}"]
+    subprocess.run(["rpmbuild", "-bb", *where, tmp_path / "hello.spec"], check=True, capture_output=True)
+    database = ["--dbpath", tmp_path / "db", "--define", "_db_backend sqlite"]
+    made = tmp_path / "noarch/hello-1-2.noarch.rpm"
+    subprocess.run(["rpm", *database, "-i", "--justdb", "--nodeps", made], check=True, capture_output=True)
+    root = {
+        "usr/bin/hello": Node(b"hi\n"),
+        "bin": Node(link="usr/bin"),
+        "usr/lib/sysimage/rpm/rpmdb.sqlite": Node((tmp_path / "db/rpmdb.sqlite").read_bytes()),
+    }
+    told = Told(root=root).locked("rootfs", package("hello", "1-2", "recipe"))
+    capsule = told_capsule(tmp_path / "t.vnfs", told)
+    assert causes(capsule, "/bin/hello") == ["package hello"]
+    assert ask(capsule, "/var/lib/yum/history").causes[0].name == "/var/lib/yum/**"
+    with pytest.raises(CapsulekitError, match="there is no /var/lib/dpkg/lock"):  # a row for roots of dpkg
+        ask(capsule, "/var/lib/dpkg/lock")
 
 
 def test_a_hybridized_path_says_so(tmp_path: Path) -> None:

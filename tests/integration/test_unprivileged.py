@@ -1,0 +1,129 @@
+"""Building as an ordinary user, and as root of containers that may do less than root: the same bytes as root's."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import as_others
+import built
+import pytest
+
+from capsulekit.cache import default_cache_dir
+from capsulekit.capsule.read import open_capsule
+
+pytestmark = [
+    pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become somebody else"),
+    pytest.mark.skipif(not shutil.which("newuidmap"), reason="needs newuidmap (package uidmap)"),
+]
+PROGRAM = Path(sys.executable).with_name("capsulekit")
+# Scripts run in the chroot here: dash and coreutils come with the essential packages.
+RECIPE = """[capsule]
+name = "anywhere"
+version = "1"
+init = "/bin/sh"
+[distro]
+name = "debian"
+release = "12"
+[packages]
+include = ["iputils-ping", "libcap2-bin", "passwd"]
+[kernel]
+package = "linux-image-cloud-amd64"
+modules = ["loop", "squashfs", "overlay"]
+[groups.hpc]
+gid = 700
+[users.admin]
+groups = ["hpc"]
+ssh_keys = ["ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIA me"]
+[files."/etc/motd"]
+content = "hello\\n"
+group = "hpc"
+[scripts]
+rootfs = [{ name = "odd", text = '''#!/bin/sh
+set -eu
+id -u >/etc/built-by
+uname -n >>/etc/built-by
+date +%Z >>/etc/built-by
+umask >>/etc/built-by
+mkfifo /etc/fifo
+chown 4711:815 /etc/fifo
+chmod 4755 /bin/true
+setcap cap_net_raw+ep /bin/false
+ln /etc/motd /etc/motd.link
+''' }]
+"""
+
+
+@pytest.fixture(scope="module")
+def roots(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The capsule as root builds it, with recipe, lock and key beside it."""
+    where = tmp_path_factory.mktemp("roots")
+    (where / "r.toml").write_text(RECIPE)
+    shutil.copy(built.author_key(), where / "key")
+    words = [PROGRAM, "build", where / "r.toml", "-o", where / "x.vnfs", "--key", where / "key", "--write-lock", "-q"]
+    subprocess.run([str(w) for w in words], check=True, timeout=600)
+    return where
+
+
+def equipped(roots: Path, home: Path) -> list[str | Path]:
+    """A home with recipe, lock, key and the downloaded packages; the words of the build there."""
+    (home / "cache").mkdir(parents=True)
+    for name in ("r.toml", "r.lock", "key"):
+        shutil.copy(roots / name, home / name)
+    with open_capsule(roots / "x.vnfs") as capsule:
+        wanted = set(re.findall(rb'^sha256 = "([0-9a-f]{64})"', capsule.read_member("capsule.lock"), re.M))
+    for digest in (w.decode() for w in wanted):
+        for suffix in (".pkg", ".control"):
+            source = default_cache_dir() / "packages" / digest[:2] / f"{digest}{suffix}"
+            if source.exists():
+                target = home / "cache/packages" / digest[:2] / source.name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(source, target)
+    for base, folders, files in os.walk(home):
+        for name in (*folders, *files):
+            os.chown(Path(base, name), as_others.UID, as_others.UID)
+    return [PROGRAM, "build", "r.toml", "-o", "x.vnfs", "--key", "key", "--locked", "--offline", "--cache-dir", "cache"]
+
+
+def same(roots: Path, home: Path, done: subprocess.CompletedProcess[str]) -> None:
+    assert done.returncode == 0, done.stderr
+    assert (home / "x.vnfs").read_bytes() == (roots / "x.vnfs").read_bytes()
+    assert [p.name for p in (home / "cache/tmp").iterdir() if p.name != ".lock"] == []
+
+
+@pytest.mark.parametrize("contained", [False, True], ids=["user", "container"])
+def test_a_user_and_a_containers_root_build_what_root_builds(roots: Path, tmp_path: Path, contained: bool) -> None:
+    words = equipped(roots, tmp_path / "home")
+    done = as_others.run(tmp_path / "home", *words, contained=contained)
+    same(roots, tmp_path / "home", done)
+    assert (tmp_path / "home/x.vnfs").stat().st_uid == as_others.UID
+
+
+def test_root_that_may_not_mount_builds_the_same(roots: Path, tmp_path: Path) -> None:
+    """What containers get by default: root without CAP_SYS_ADMIN."""
+    home = tmp_path / "home"
+    words = equipped(roots, home)
+    less = ["setpriv", "--bounding-set", "-sys_admin", "--inh-caps", "-sys_admin"]
+    argv = [str(w) for w in (*less, *words)]
+    done = subprocess.run(argv, cwd=home, capture_output=True, text=True, check=False, timeout=600)
+    same(roots, home, done)
+
+
+def test_a_user_without_subordinate_ids_is_told_how_to_get_them(roots: Path, tmp_path: Path) -> None:
+    words = equipped(roots, tmp_path / "home")
+    done = as_others.run(tmp_path / "home", *words, subids=False)
+    assert done.returncode == 1 and "usermod --add-subuids" in done.stderr, done.stderr
+    assert len(done.stderr.splitlines()) <= 2 and not (tmp_path / "home/x.vnfs").exists()
+
+
+def test_a_users_killed_build_leaves_nothing_that_the_next_does_not_clean_up(roots: Path, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    words = equipped(roots, home)
+    killer = '"$@" & child=$!; while [ ! -e cache/tmp/*/mmdebstrap.*/usr ]; do sleep 0.1; done; kill -9 $child; wait'
+    done = as_others.run(home, "sh", "-c", killer, "sh", *words)
+    assert not (home / "x.vnfs").exists(), done.stderr
+    same(roots, home, as_others.run(home, *words))
