@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from capsulekit import initrd, kernel
-from capsulekit.cache import Cache, Step
+from capsulekit.cache import Cache, Step, code_identity
 from capsulekit.capsule.manifest import HYBRID, Layer, Manifest
 from capsulekit.capsule.write import Member, write_capsule
 from capsulekit.distro.base import Distro, distro
@@ -29,6 +29,7 @@ from capsulekit.run import stop_apart
 from capsulekit.tools import check_tools
 from capsulekit.trust.minisign import load_secret
 
+PAPERS = ("sbom.cdx.json", "provenance.json")
 INITRD_LIMIT = int(3.9 * (1 << 30))
 
 
@@ -96,7 +97,7 @@ def make_parts(
     """Fetch what lacks, make every part, and describe them; the same recipe and lock always give the same members."""
     fetch_packages(_unbuilt(recipe, lock, maker, cache), lock, maker, progress, offline)
     parts = _parts(recipe, lock, maker, cache, progress, offline, stop_after)
-    return _describe(recipe, lock, maker, parts)
+    return _describe(recipe, lock, maker, cache, parts)
 
 
 def fetch_packages(lacking: list[Package], lock: Lock, maker: Distro, progress: Progress, offline: bool) -> None:
@@ -226,9 +227,9 @@ def _first_failure(*jobs: Future[Step]) -> None:
         raise
 
 
-def _describe(recipe: Recipe, lock: Lock, maker: Distro, parts: _Parts) -> Made:
+def _describe(recipe: Recipe, lock: Lock, maker: Distro, cache: Cache, parts: _Parts) -> Made:
     facts = root.facts(parts.rootfs)
-    members = _members(recipe, lock, maker, parts, facts)
+    members = _members(recipe, lock, maker, cache, parts, facts)
     layers = [_layer(parts.modules, kernel.LAYER, int((parts.modules.folder / "unpacked").read_text()), None)]
     layers.append(_layer(parts.rootfs, root.LAYER, facts.unpacked, f"layers/{root.ACL}" if facts.acls else None))
     manifest = Manifest(
@@ -258,9 +259,9 @@ def _describe(recipe: Recipe, lock: Lock, maker: Distro, parts: _Parts) -> Made:
     return Made(manifest, tuple(members), warnings, facts.hybrid)
 
 
-def _members(recipe: Recipe, lock: Lock, maker: Distro, parts: _Parts, facts: root.RootFacts) -> list[Member]:
-    licences = {**facts.licences, **maker.licences(lock.sets["rootfs"])}
-    owners = {**facts.owners, **{f"file {f.path}": [f.path.lstrip("/")] for f in recipe.files}}
+def _members(
+    recipe: Recipe, lock: Lock, maker: Distro, cache: Cache, parts: _Parts, facts: root.RootFacts
+) -> list[Member]:
     boot = {
         "boot/vmlinuz": (parts.modules, "vmlinuz"),
         "boot/initrd.img": (parts.initrd, "initrd.img"),
@@ -271,19 +272,40 @@ def _members(recipe: Recipe, lock: Lock, maker: Distro, parts: _Parts, facts: ro
         boot[f"layers/{root.ACL}"] = (parts.rootfs, root.ACL)
     if (parts.rootfs.folder / root.HYBRID_LAYER).exists():
         boot[HYBRID] = (parts.rootfs, root.HYBRID_LAYER)
-    digests = {name: step.digest(file) for name, (step, file) in boot.items()}
+    sums = {name: (step.size(file), step.digest(file)) for name, (step, file) in boot.items()}
+    papers = _papers(recipe, lock, maker, cache, facts, {name: digest for name, (_, digest) in sums.items()})
     texts = {
         "recipe.toml": recipe.text.encode(),
         "capsule.lock": lock.dumps().encode(),
-        "sbom.cdx.json": sbom(recipe, lock, maker.purl, licences, owners),
-        "provenance.json": provenance(recipe, lock, maker.purl, digests),
+        **{name: (papers.folder / name).read_bytes() for name in PAPERS},
         "hybridize": "".join(f"{glob}\n" for glob in recipe.hybridize).encode(),
         **{f"provision/{state}/{s.name}": s.data for state, s in recipe.provision},
     }
     if recipe.configure:
         texts["configure.toml"] = recipe.configure
-    files = [Member(name, step.folder / file) for name, (step, file) in boot.items()]
+    files = [Member(name, step.folder / file, sums[name]) for name, (step, file) in boot.items()]
     return [*(Member(name, data) for name, data in texts.items()), *files]
+
+
+def _papers(
+    recipe: Recipe, lock: Lock, maker: Distro, cache: Cache, facts: root.RootFacts, digests: Mapping[str, str]
+) -> Step:
+    """The bill of materials and the provenance, made (or reused) from what is known of the parts."""
+    owners = {**facts.owners, **{f"file {f.path}": [f.path.lstrip("/")] for f in recipe.files}}
+    inputs = {
+        "recipe": recipe.digest,
+        "lock": lock.digest,
+        "licences": dict(facts.licences),
+        "owners": {owner: list(paths) for owner, paths in owners.items()},
+        "subjects": dict(digests),
+        "code": code_identity("capsulekit.metadata", "capsulekit.rootfs.table"),
+    }
+
+    def make(out: Path) -> None:
+        (out / "sbom.cdx.json").write_bytes(sbom(recipe, lock, maker.purl, facts.licences, owners))
+        (out / "provenance.json").write_bytes(provenance(recipe, lock, maker.purl, digests))
+
+    return cache.step("papers", inputs, make)
 
 
 def _layer(step: Step, name: str, unpacked: int, acl: str | None) -> Layer:

@@ -25,7 +25,9 @@ def inputs(recipe: Recipe, lock: Lock) -> dict[str, Any]:
         "epoch": lock.epoch,
         "tools": lock.tools,
         "shell": {str(p.relative_to(shell)): sha256_file(p) for p in sorted(shell.rglob("*")) if p.is_file()},
-        "code": code_identity("initramfs_builder", "capsulekit.initrd", "capsulekit.kernel", "capsulekit.apt.deb"),
+        "code": code_identity(
+            "initramfs_builder", "capsulekit.initrd", "capsulekit.kernel", "capsulekit.apt.deb", "capsulekit.rpm"
+        ),
     }
 
 

@@ -146,7 +146,7 @@ def run_apart(
     purpose: str,
     env: Mapping[str, str],
     cwd: Path,
-    stdout: IO[bytes] | int,
+    stdout: IO[bytes] | None,
     stderr: IO[bytes] | None,
     terminal: bool = False,
 ) -> int:
@@ -169,7 +169,7 @@ def run_apart(
         cwd=cwd,
         env=env,
         stdin=None if terminal else subprocess.DEVNULL,
-        stdout=stdout,
+        stdout=stdout or subprocess.DEVNULL,
         stderr=stderr,
         umask=0o022,
         process_group=None if terminal else 0,
@@ -190,7 +190,7 @@ def remove_apart(folder: Path) -> None:
     """Remove a folder whose files belong to an ordinary user's subordinate ids; what resists is left."""
     argv: list[str | Path] = ["rm", "-rf", "--one-file-system", "--", folder]
     with suppress(CapsulekitError):
-        run_apart(argv, purpose="clean up", env=PLAIN, cwd=folder.parent, stdout=subprocess.DEVNULL, stderr=None)
+        run_apart(argv, purpose="clean up", env=PLAIN, cwd=folder.parent, stdout=None, stderr=None)
 
 
 @cache

@@ -50,13 +50,13 @@ def mounted(capsule: Path, folder: Path) -> Iterator[Path]:
     root, stack = folder / "root", folder / "s"
     env = {**os.environ, "CK_ROOT": str(root), "CK_LAYERS": str(folder / "layers"), "CK_STACK": str(stack)}
     places = [root, *(stack / str(number) for number in range(len(layers))), stack]
-    # On a node nobody else takes loop devices; here another program may be quicker between finding and taking one.
-    for attempts_left in (4, 3, 2, 1, 0):
-        argv = ["sh", "-c", STACK, "sh", shell_dir("stage2") / "init"]
-        if subprocess.run(argv, check=not attempts_left, env=env).returncode == 0:
-            break
-        _unmount(places, folder)
     try:
+        # On a node nobody else takes loop devices; here another program may be quicker between finding and taking one.
+        for attempts_left in (4, 3, 2, 1, 0):
+            argv = ["sh", "-c", STACK, "sh", shell_dir("stage2") / "init"]
+            if subprocess.run(argv, check=not attempts_left, env=env).returncode == 0:
+                break
+            _unmount(places, folder)
         yield root
     finally:
         _unmount(places, folder)

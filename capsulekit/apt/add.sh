@@ -51,5 +51,6 @@ apt-get -qq --yes --no-remove install -- "$@" </dev/null >&2
 
 mv "$daemon.REAL" "$daemon"
 rm -f "$root/usr/sbin/policy-rc.d" "$root"/var/cache/apt/archives/*.deb
+make_caches "$root" "$work/caches"
 umount_inside "$root"
 pack_root "$root"

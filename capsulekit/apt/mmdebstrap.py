@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
-import subprocess
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
@@ -42,7 +41,7 @@ def default_sources(suite: str, arch: str, scratch: Path) -> str:
     ]
     # The hook ends mmdebstrap on purpose, before it opens a connection.
     with suppress(CommandFailed):
-        _apart(argv, "learn the distribution's sources", scratch, 0, subprocess.DEVNULL)
+        _apart(argv, "learn the distribution's sources", scratch, 0, None)
     try:
         return (scratch / "sources.list").read_text()
     except FileNotFoundError:
@@ -66,7 +65,7 @@ def make_root(
         "--dpkgopt=force-unsafe-io",
         "--skip=cleanup/apt/lists,cleanup/reproducible",
         "--include=" + ",".join(names),
-        *_clock_hooks(variant),
+        *_hooks(variant, work),
         suite,
         "-",
         f"deb [trusted=yes] copy://{quote(str(repo))} ./",
@@ -74,12 +73,20 @@ def make_root(
     _apart(argv, PURPOSE, work, epoch, out)
 
 
-def _clock_hooks(variant: str) -> list[str]:
-    """Where `capsulekit prove` has moved the clock, the packages' programs see it too (namespace/inside.lib.sh)."""
-    if not CLOCK or variant == "extract":
+def _hooks(variant: str, work: Path) -> list[str]:
+    """What runs beside mmdebstrap's own work, by functions of namespace/inside.lib.sh.
+
+    ``work``/caches says how caches that hold times are made, last of all. Where `capsulekit prove` has moved the clock,
+    the packages' programs see it too.
+    """
+    if variant == "extract":  # nothing is run in such a root
         return []
     functions = shlex.quote(str(HERE.parent / "namespace" / "inside.lib.sh"))
-    return [f'--extract-hook=. {functions}; move_clock "$1"', f'--customize-hook=. {functions}; restore_clock "$1"']
+    hooks = [f'--customize-hook=. {functions}; make_caches "$1" {shlex.quote(str(work / "caches"))}']
+    if CLOCK:
+        hooks.insert(0, f'--extract-hook=. {functions}; move_clock "$1"')
+        hooks.append(f'--customize-hook=. {functions}; restore_clock "$1"')
+    return hooks
 
 
 def add_to_root(
@@ -93,7 +100,7 @@ def add_to_root(
     _apart(argv, PURPOSE, work, epoch, out)
 
 
-def _apart(argv: Sequence[str | Path], purpose: str, work: Path, epoch: int, out: IO[bytes] | int) -> None:
+def _apart(argv: Sequence[str | Path], purpose: str, work: Path, epoch: int, out: IO[bytes] | None) -> None:
     log = work / "install.log"
     env = _environment(work, epoch) | {"CAPSULEKIT_OUT": str(work)}
     with log.open("wb") as errors:

@@ -27,32 +27,7 @@ def layer_from_tar(out: Path, epoch: int, level: int) -> Iterator[IO[bytes]]:
     zstd of ``level``, 1 MiB blocks, all times ``epoch`` (seconds since 1970); the root folder is 0755 and root's.
     Nothing is left at ``out`` when anything fails; a full disk is said as such.
     """
-    argv: list[str | Path] = [
-        # The root folder of an image made from a tar belongs to whoever makes it (-root-uid came with 4.6).
-        *as_root_by_name("write a layer"),
-        *tied("KILL", "write a layer"),
-        tool("mksquashfs", "write a layer"),
-        "-",
-        out,
-        "-tar",
-        "-comp",
-        "zstd",
-        "-Xcompression-level",
-        str(level),
-        "-b",
-        str(BLOCK),
-        "-mkfs-time",
-        str(epoch),
-        "-all-time",
-        str(epoch),
-        "-mem",  # it would fill a quarter of the machine's memory; the bytes and the time are the same
-        MEMORY,
-        "-root-mode",
-        "0755",
-        "-no-progress",
-        "-quiet",
-    ]
-    # (sqfstar 4.5.1, the same program by another name, cannot read a compressor's options.)
+    argv = _words(out, epoch, level)
     # SOURCE_DATE_EPOCH beside -mkfs-time is fatal to squashfs-tools 4.5, so the environment is made anew.
     env = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LC_ALL": "C.UTF-8", "TZ": "UTC", **CLOCK}
     log = out.with_suffix(".log")
@@ -78,6 +53,35 @@ def layer_from_tar(out: Path, epoch: int, level: int) -> Iterator[IO[bytes]]:
         raise
     finally:
         log.unlink(missing_ok=True)
+
+
+def _words(out: Path, epoch: int, level: int) -> list[str | Path]:
+    # (sqfstar 4.5.1, the same program by another name, cannot read a compressor's options.)
+    return [
+        # The root folder of an image made from a tar belongs to whoever makes it (-root-uid came with 4.6).
+        *as_root_by_name("write a layer"),
+        *tied("KILL", "write a layer"),
+        tool("mksquashfs", "write a layer"),
+        "-",
+        out,
+        "-tar",
+        "-comp",
+        "zstd",
+        "-Xcompression-level",
+        str(level),
+        "-b",
+        str(BLOCK),
+        "-mkfs-time",
+        str(epoch),
+        "-all-time",
+        str(epoch),
+        "-mem",  # it would fill a quarter of the machine's memory; the bytes and the time are the same
+        MEMORY,
+        "-root-mode",
+        "0755",
+        "-no-progress",
+        "-quiet",
+    ]
 
 
 def _check(argv: list[str | Path], status: int, printed: bytes, out: Path) -> None:

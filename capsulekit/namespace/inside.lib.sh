@@ -76,3 +76,30 @@ restore_clock() {
 sees_our_clock() {
     [ "$(chroot "$1" date +%F 2>&1)" = "$(date +%F)" ]
 }
+
+# inside ROOT FIND-ACTION...: over every path of the root but what is mounted in it.
+inside() {
+    top=$1
+    shift
+    find "$top" -xdev -mindepth 1 \( -path "$top/proc" -o -path "$top/sys" -o -path "$top/dev" -o -path "$top/run" \
+        -o -path "$top/tmp" \) -prune -o "$@"
+}
+
+# make_caches ROOT COMMANDS [AFTER]: COMMANDS has lines "PROGRAM COMMAND LINE", run inside when PROGRAM is in the root.
+# They make caches that hold times, so every path gets the build's time before (then the function AFTER is called).
+make_caches() {
+    [ -e "$2" ] || return 0
+    made=
+    while read -r program command; do
+        [ -x "$1$program" ] || continue
+        if [ -z "$made" ]; then
+            inside "$1" -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +
+            ${3:+"$3"}
+            made=yes
+        fi
+        chroot "$1" /bin/sh -c "$command" </dev/null >&2 || {
+            echo "E: $program failed in the root" >&2
+            return 1
+        }
+    done <"$2"
+}

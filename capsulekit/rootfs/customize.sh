@@ -8,7 +8,7 @@
 #   units        "VERB UNIT" for systemctl
 #   scripts/*    scripts to run inside the root, in order of their names
 #   sources      the sources.list the root gets (when it has apt)
-#   caches       "PROGRAM COMMAND LINE": what makes caches that hold times, run last, when PROGRAM is in the root
+#   caches       what make_caches runs last; not there when nothing of the recipe touches what they are made of
 #   closure      the first program; when there, what the root needs to boot is written to closure.json
 #   break        the name of the step after which a shell is opened, instead of going on
 #   changed/     gets, for each step that ran a program, the paths it changed, each ended by a zero byte
@@ -24,12 +24,6 @@ stop() {
     exit 1
 }
 
-# inside FIND-ACTION...: over every path of the root but what is mounted in it.
-inside() {
-    find "$root" -xdev -mindepth 1 \( -path "$root/proc" -o -path "$root/sys" -o -path "$root/dev" -o -path "$root/run" \
-        -o -path "$root/tmp" \) -prune -o "$@"
-}
-
 # A step's changes are what has a newer ctime than its mark: a tick of the clock lies on either side of the mark.
 begin() {
     sleep 0.01
@@ -38,7 +32,7 @@ begin() {
 }
 
 end() {
-    inside -newercc "$work/mark" -printf '%P\0' >"$work/changed/$1"
+    inside "$root" -newercc "$work/mark" -printf '%P\0' >"$work/changed/$1"
     break_after "$1"
 }
 
@@ -109,20 +103,6 @@ run_script() {
     rm -f "$root/capsulekit-script"
 }
 
-# Every path gets the build's time before: some caches hold the times of folders.
-make_caches() {
-    made=
-    while read -r program command; do
-        [ -x "$root$program" ] || continue
-        if [ -z "$made" ]; then
-            inside -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +
-            begin # what was touched has not changed
-        fi
-        made=yes
-        chroot "$root" /bin/sh -c "$command" </dev/null >&2 || stop "$program failed"
-    done <"$work/caches"
-}
-
 mkdir "$work/changed"
 unpack_root "$before" "$root"
 rm -f "$root/etc/apt/sources.list"
@@ -155,7 +135,7 @@ for script in "$work"/scripts/*; do
     end "script $name"
 done
 begin
-make_caches
+make_caches "$root" "$work/caches" begin
 end caches
 
 umount_inside "$root"

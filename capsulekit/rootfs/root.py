@@ -32,6 +32,9 @@ LAYER = "rootfs.squashfs"
 ACL = "rootfs.acl"
 HYBRID_LAYER = "hybrid.squashfs"
 TAR = "root.tar"
+LICENCES = "licences.json"
+# A recipe's files below these folders are what the caches are made of (as are whatever its scripts do).
+CACHED = ("/usr/lib/python3", "/usr/local/lib/python3", "/usr/share/fonts", "/usr/local/share/fonts")
 SCRIPT = Path(__file__).with_name("customize.sh")
 PURPOSE = "bring the recipe's parts into the root"
 # The status of customize.sh after the shell of --break.
@@ -68,6 +71,7 @@ def install_inputs(recipe: Recipe, lock: Lock, distro: Distro, stage: int) -> di
         "base": recipe.base,
         "epoch": lock.epoch,
         "tools": lock.tools,
+        "caches": regenerate_commands() if stage == _last_stage(lock) else [],
         "code": code_identity(*distro.code, "capsulekit.namespace", "capsulekit.run"),
     }
 
@@ -113,7 +117,7 @@ def rootfs_step(
 
     def make(out: Path) -> None:
         installed = _installed(recipe, lock, distro, cache, progress, _last_stage(lock))
-        _make(recipe, lock, distro, cache, installed.folder / TAR, out, stop_after)
+        _make(recipe, lock, distro, cache, installed.folder, out, stop_after)
 
     identity = inputs(recipe, lock, distro)
     if stop_after:
@@ -132,15 +136,20 @@ def _installed(recipe: Recipe, lock: Lock, distro: Distro, cache: Cache, progres
     """The root with the packages of the stages up to ``stage``, as a tar; the stages before are made when lacking."""
 
     def make(out: Path) -> None:
-        before = None
+        before, licences = None, {}
         if stage > 0:
-            before = _installed(recipe, lock, distro, cache, progress, stage - 1).folder / TAR
+            done = _installed(recipe, lock, distro, cache, progress, stage - 1).folder
+            before, licences = done / TAR, json.loads((done / LICENCES).read_text())
+        packages = [p for p in lock.sets["rootfs"] if p.stage == stage]
         with (
-            progress.step(f"install {sum(p.stage == stage for p in lock.sets['rootfs'])} packages"),
+            progress.step(f"install {len(packages)} packages"),
             cache.scratch() as work,
             (out / TAR).open("wb") as tar,
         ):
+            if stage == _last_stage(lock):
+                _write_lines(work / "caches", regenerate_commands())
             distro.install(lock, recipe.base, stage, before, work, tar)
+        (out / LICENCES).write_text(json.dumps({**licences, **distro.licences(packages)}, sort_keys=True))
 
     return cache.step("install", install_inputs(recipe, lock, distro, stage), make)
 
@@ -163,7 +172,7 @@ def _make(
                 # What moves depends on what else is there (hard links, the boot closure): look first, then stream.
                 finished = work / TAR
                 with finished.open("wb") as tar:
-                    _customize(lock, installed, work, tar, bool(stop_after))
+                    _customize(lock, installed / TAR, work, tar, bool(stop_after))
                 hybrid = Hybrid(recipe.hybridize, json.loads((work / "closure.json").read_text()))
                 hybrid.scan(finished)
                 source: IO[bytes] = stack.enter_context(finished.open("rb"))
@@ -171,7 +180,7 @@ def _make(
                     shared = stack.enter_context(layer_from_tar(out / HYBRID_LAYER, lock.epoch, recipe.level))
             else:
                 source = stack.enter_context(
-                    _streamed(lambda pipe: _customize(lock, installed, work, pipe, bool(stop_after)))
+                    _streamed(lambda pipe: _customize(lock, installed / TAR, work, pipe, bool(stop_after)))
                 )
             layer = stack.enter_context(layer_from_tar(out / LAYER, lock.epoch, recipe.level))
             normaliser = Normaliser(lock.epoch, recipe.init, distro.purl[0], hybrid, licences)
@@ -184,7 +193,8 @@ def _make(
             f"the root has no {recipe.init}, which [capsule] init names as its first program",
             hint="install one, such as systemd-sysv, or name the right one",
         )
-    _note(ledger, owners, licences, out)
+    known = json.loads((installed / LICENCES).read_text())
+    _note(ledger, owners, {**licences.result(), **known}, out)
 
 
 def _customize(lock: Lock, installed: Path, work: Path, out: IO[bytes], terminal: bool) -> None:
@@ -211,7 +221,7 @@ def _owners(work: Path) -> dict[str, list[str]]:
     return {name: paths for name, paths in found.items() if paths}
 
 
-def _note(ledger: Ledger, owners: dict[str, list[str]], licences: Licences, out: Path) -> None:
+def _note(ledger: Ledger, owners: dict[str, list[str]], licences: dict[str, str], out: Path) -> None:
     if ledger.acls:
         (out / ACL).write_bytes(acl_text(ledger.acls))
     noted = {
@@ -221,7 +231,7 @@ def _note(ledger: Ledger, owners: dict[str, list[str]], licences: Licences, out:
         "acls": len(ledger.acls),
         "unmatched": ledger.unmatched(),
         "owners": owners,
-        "licences": licences.result(),
+        "licences": licences,
         "hybrid": describe(ledger.moved, ledger.kept),
     }
     (out / "facts.json").write_text(json.dumps(noted))
@@ -259,7 +269,7 @@ def _prepare(recipe: Recipe, distro: Distro, work: Path, stop_after: str) -> Non
     """Lay out what customize.sh reads (see there)."""
 
     def lines(name: str, rows: Iterable[Sequence[object]]) -> None:
-        (work / name).write_text("".join(" ".join(map(str, row)) + "\n" for row in rows), encoding="utf-8")
+        _write_lines(work / name, rows)
 
     for folder in ("content", "scripts", "keys"):
         (work / folder).mkdir()
@@ -280,12 +290,17 @@ def _prepare(recipe: Recipe, distro: Distro, work: Path, stop_after: str) -> Non
             (work / "keys" / user.name).write_text("".join(f"{key}\n" for key in user.ssh_keys), encoding="utf-8")
     verbs = (("enable", recipe.enable), ("disable", recipe.disable), ("mask", recipe.mask))
     lines("units", [(verb, unit) for verb, units in verbs for unit in units])
-    lines("caches", regenerate_commands())
+    if recipe.scripts or any(f.path.startswith(CACHED) for f in recipe.files):
+        lines("caches", regenerate_commands())
     if recipe.hybridize:
         (work / "closure").write_text(recipe.init)
     if stop_after:
         (work / "break").write_text(stop_after)
     distro.finish(work)
+
+
+def _write_lines(path: Path, rows: Iterable[Sequence[object]]) -> None:
+    path.write_text("".join(" ".join(map(str, row)) + "\n" for row in rows), encoding="utf-8")
 
 
 def _or_dash(value: int | None) -> str:

@@ -125,6 +125,7 @@ def update(asked: dict[str, Any]) -> dict[str, Any]:
 def load(repo: Any) -> None:
     """Bring one repository's metadata up to date; raises Refused."""
     repo._repo.expire()
+    no_agent(Path(repo._repo.getCachedir(), "pubring"))
     warned = logging.handlers.MemoryHandler(1000, flushLevel=logging.CRITICAL + 1)
     logging.getLogger("dnf").addHandler(warned)  # why every mirror failed is said there and nowhere else
     try:
@@ -135,6 +136,12 @@ def load(repo: Any) -> None:
         raise Refused("untrusted" if bad else "unreachable", text, repo.id) from None
     finally:
         logging.getLogger("dnf").removeHandler(warned)
+
+
+def no_agent(ring: Path) -> None:
+    """Keep GnuPG, which checks an index's signature with the keys in this folder, from leaving a daemon running."""
+    ring.mkdir(mode=0o700, parents=True, exist_ok=True)
+    (ring / "gpg.conf").write_text("no-autostart\n")
 
 
 def solver(asked: dict[str, Any]) -> Any:

@@ -37,6 +37,7 @@ export PYTHONDONTWRITEBYTECODE=1
 mount_inside "$root"
 dnf --config="$work/dnf.conf" --installroot="$root" --releasever="$release" --forcearch="$arch" \
     --disablerepo='*' --noplugins install "$@" </dev/null >&2
+make_caches "$root" "$work/caches"
 umount_inside "$root"
 rm -rf "$root/.capsulekit"
 for file in passwd group shadow gshadow; do

@@ -128,7 +128,7 @@ def check_installed(path: Path, packages: Iterable[Path]) -> None:
 
 
 def main(root: Path, dbpath: str, epoch: int, packages: Path) -> None:
-    """Check that all was installed, make the database the same everywhere, tidy up after dnf; raises CapsulekitError."""
+    """Check that all was installed, make the database the same everywhere, tidy up; raises CapsulekitError."""
     folder = (root / dbpath.lstrip("/")).resolve()
     if not folder.is_relative_to(root.resolve()):
         raise CapsulekitError(f"{dbpath} is a link that leads out of the root")

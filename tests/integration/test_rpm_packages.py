@@ -8,7 +8,7 @@ import re
 import shutil
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -145,6 +145,19 @@ def test_signed_packages_arrive_by_http_and_are_counted(site: Site, keys: dict[s
     assert seen[-1] == sum(p.size for p in lock.sets["rootfs"])
     # With everything here, the network plays no part any more.
     site.distro.fetch(lock, lock.sets["rootfs"], True, seen.append)
+
+
+def test_no_process_outlives_the_choice_of_packages(site: Site, keys: dict[str, Signer]) -> None:
+    for name in ("tool-1", "part-1"):
+        site.offer(name, keys["ours"])
+    index(site.repo, keys["ours"])
+    site.fetch(site.distro.resolve(WANTED))
+    running = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):  # it has just ended
+            running.append(path.read_bytes())
+    ours = str(site.distro.cache.root).encode()
+    assert [words for words in running if ours in words] == [], "such as GnuPG's agent"
 
 
 def test_an_unsigned_package_is_refused(site: Site, keys: dict[str, Signer]) -> None:
