@@ -26,7 +26,7 @@ from capsulekit.progress import Progress
 from capsulekit.recipe.flat import flatten
 from capsulekit.recipe.model import Recipe
 from capsulekit.recipe.settings import PACKED
-from capsulekit.rootfs.normalise import VERSION, Ledger, Normaliser
+from capsulekit.rootfs.normalise import VERSION, Normaliser
 from capsulekit.rootfs.root import acl_text
 from capsulekit.tools import tools_of_all
 from capsulekit.trust.minisign import load_secret
@@ -111,20 +111,10 @@ def pack(options: PackOptions, key: Path, password: Callable[[], bytes], progres
         step.note = f"{plan.survey.paths} paths, {plan.survey.size / 1e6:.0f} MB"
     signer = load_secret(key, password)
     with Cache(options.cache).scratch("pack") as work:
-        made = _make(plan, work, progress)
+        manifest, members = _make(plan, work, progress)
         with progress.step("pack and sign"):
-            identity = write_capsule(plan.out, made.manifest, made.members, signer)
-    size = plan.out.stat().st_size
-    return PackResult(plan.out, plan.recipe.full_name, identity, size, (*plan.warnings, *made.warnings))
-
-
-@dataclass(frozen=True)
-class _Made:
-    """All of a capsule but its signature."""
-
-    manifest: Manifest
-    members: tuple[Member, ...]
-    warnings: tuple[str, ...]
+            identity = write_capsule(plan.out, manifest, members, signer)
+    return PackResult(plan.out, plan.recipe.full_name, identity, plan.out.stat().st_size, plan.warnings)
 
 
 def _recipe(options: PackOptions, system: System) -> Recipe:
@@ -178,12 +168,13 @@ def _check_places(root: Path, seen: Survey, places: dict[str, Path], out: Path) 
             )
 
 
-def _make(plan: Plan, work: Path, progress: Progress) -> _Made:
+def _make(plan: Plan, work: Path, progress: Progress) -> tuple[Manifest, list[Member]]:
+    """All of a capsule but its signature."""
     kernel, digest = plan.system.kernel, hashlib.sha256()
     with progress.step("root file system"):
-        rootfs, ledger = _rootfs(plan, work, digest.update)
+        rootfs = _rootfs(plan, work, digest.update)
     with progress.step("kernel and modules"):
-        modules, module_ledger = _modules(plan, work, digest.update)
+        modules = _modules(plan, work, digest.update)
     with progress.step("stage 2"):
         initrd = _stage2(plan, work)
     members = [
@@ -207,8 +198,7 @@ def _make(plan: Plan, work: Path, progress: Progress) -> _Made:
         kernel_release=kernel.release,
         layers=(modules, rootfs),
     )
-    rows = sorted({*ledger.unmatched(), *module_ledger.unmatched()})
-    return _Made(manifest, tuple(members), tuple(f"the normaliser's row {glob} matched nothing" for glob in rows))
+    return manifest, members
 
 
 def _lock(plan: Plan, digest: str) -> Lock:
@@ -227,7 +217,7 @@ def _lock(plan: Plan, digest: str) -> Lock:
     )
 
 
-def _rootfs(plan: Plan, work: Path, summed: Callable[[bytes], None]) -> tuple[Layer, Ledger]:
+def _rootfs(plan: Plan, work: Path, summed: Callable[[bytes], None]) -> Layer:
     """The layer of all but the kernel and its modules."""
     mounts = [literal(path) for path in plan.survey.mounts]
     inside = [f"{path}/*" for path in (*LEFT_OUT, *mounts)]
@@ -237,7 +227,7 @@ def _rootfs(plan: Plan, work: Path, summed: Callable[[bytes], None]) -> tuple[La
     return _layer(plan, work, ROOTFS, summed, names=["."], alone=[], leave_out=leave_out)
 
 
-def _modules(plan: Plan, work: Path, summed: Callable[[bytes], None]) -> tuple[Layer, Ledger]:
+def _modules(plan: Plan, work: Path, summed: Callable[[bytes], None]) -> Layer:
     """The layer of the kernel's modules; the folders above them are as they are in the root, which it covers."""
     folder = plan.system.kernel.modules
     above = [str(path) for path in reversed(Path(folder).parents[:-1])]
@@ -254,7 +244,7 @@ def _layer(
     names: list[str],
     alone: list[str],
     leave_out: list[str],
-) -> tuple[Layer, Ledger]:
+) -> Layer:
     """One layer of the tree in ``work``, with its list of ACLs where it has any."""
     out = work / Path(path).name
     normaliser = Normaliser(plan.epoch, plan.recipe.init, plan.system.family)
@@ -266,7 +256,7 @@ def _layer(
     acl = f"{path.removesuffix('.squashfs')}.acl" if ledger.acls else None
     if acl:
         (work / Path(acl).name).write_bytes(acl_text(ledger.acls))
-    return Layer(path, out.stat().st_size, sha256_file(out), ledger.unpacked, acl=acl), ledger
+    return Layer(path, out.stat().st_size, sha256_file(out), ledger.unpacked, acl=acl)
 
 
 class _Summed:

@@ -3,36 +3,26 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from capsulekit.apt import deb, keys, mmdebstrap
+from capsulekit.apt import deb, mmdebstrap
 from capsulekit.apt.solver import AptRoot
 from capsulekit.cache import Cache, code_identity
 from capsulekit.distro.base import Distro
-from capsulekit.errors import CapsulekitError, UsageError
+from capsulekit.errors import CapsulekitError
 from capsulekit.files import atomic_write, exclusive_lock, sha256_bytes
-from capsulekit.lock.model import MAX_EPOCH, Key, Lock, Package, Request, loads
+from capsulekit.lock.model import Key, Lock, Package, Request, epoch_of, loads
 from capsulekit.rootfs.normalise import VERSION as NORMALISER
 from capsulekit.tools import tool_versions
+from capsulekit.trust import openpgp
+from capsulekit.watch import arriving
 
 KERNELS = ("linux-image-", "linux-modules-")
-# Seconds between two looks at how much has arrived.
-LOOK = 0.2
-
-
-def epoch_of(newest: int) -> int:
-    """The build's time: SOURCE_DATE_EPOCH where it is set, else the archive's own date; raises UsageError."""
-    said = os.environ.get("SOURCE_DATE_EPOCH") or str(newest)
-    if not said.isdecimal() or int(said) > MAX_EPOCH:
-        raise UsageError(f"SOURCE_DATE_EPOCH must be seconds since 1970, not {said!r}")
-    return int(said)
 
 
 class AptDistro(Distro):
@@ -89,11 +79,11 @@ class AptDistro(Distro):
                     hint=f"install {ring.stem}, or put the keys beside sources.list into the folder "
                     f"{self.name}-{self.release} of the author's archives (see docs/reference/recipe.md)",
                 )
-        return [key for ring in rings for key in keys.read_keys(ring)]
+        return [key for ring in rings for key in openpgp.read_keys(ring)]
 
     def _apt(self, trusted: Sequence[Key]) -> AptRoot:
         ring = self._folder / "keys.gpg"
-        content = keys.binary(trusted)
+        content = openpgp.binary(trusted)
         if not ring.exists() or ring.read_bytes() != content:
             atomic_write(ring, content)
         return AptRoot(self._folder, self.arch, self._sources(), ring)
@@ -110,14 +100,14 @@ class AptDistro(Distro):
             epoch = epoch_of(newest)
             tools = tool_versions(self)
             index = sha256_bytes(json.dumps([a.release for a in archives]).encode())[:16]
-            code = code_identity("capsulekit.apt.solver", "capsulekit.apt.keys", "capsulekit.lock.model")
+            code = code_identity("capsulekit.apt.solver", "capsulekit.trust.openpgp", "capsulekit.lock.model")
             asked = [request.digest, sorted(p.sha256 for p in keep), tools, epoch, NORMALISER, code]
             kept = self._folder / f"lock-{index}-{sha256_bytes(json.dumps(asked).encode())}"
             if kept.exists():
                 with suppress(CapsulekitError):  # a damaged answer is asked for again
                     return loads(kept.read_text(), str(kept))
             ring = [self._folder / "keys.gpg"]
-            signers = {key for path in apt.indexes() for key in keys.vouching(path, ring, trusted)}
+            signers = {key for path in apt.indexes() for key in openpgp.vouching(path, ring, trusted)}
             with self._kept(apt, keep):
                 sets = self._solve(apt, request)
             sets = {name: _as_kept(packages, keep) for name, packages in sets.items()}
@@ -174,7 +164,7 @@ class AptDistro(Distro):
         with exclusive_lock(self._folder / ".lock"), self.cache.scratch("fetch") as folder:
             apt = self._apt(lock.keys)
             apt.update()
-            with _watched(folder, done):
+            with arriving(folder, done):
                 apt.download(lacking, folder, lambda package, path: self._take(package, path))
 
     def _take(self, package: Package, path: Path) -> None:
@@ -221,25 +211,3 @@ def _as_kept(packages: Sequence[Package], keep: Sequence[Package]) -> tuple[Pack
     paths = {p.sha256: p.path for p in keep}
     fields = ((p, paths.get(p.sha256, p.path)) for p in packages)
     return tuple(Package(p.name, p.version, p.arch, p.size, p.sha256, path, p.stage, p.by) for p, path in fields)
-
-
-@contextmanager
-def _watched(folder: Path, done: Callable[[int], None]) -> Iterator[None]:
-    """Tell ``done`` now and then how many bytes lie below ``folder``."""
-    over = threading.Event()
-
-    def look() -> None:
-        while not over.wait(LOOK):
-            total = 0
-            for path in folder.rglob("*"):
-                with suppress(OSError):  # apt renames what it has finished
-                    total += path.stat().st_size if path.is_file() else 0
-            done(total)
-
-    watcher = threading.Thread(target=look, daemon=True)
-    watcher.start()
-    try:
-        yield
-    finally:
-        over.set()
-        watcher.join()

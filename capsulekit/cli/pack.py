@@ -64,8 +64,11 @@ def cli(
     if dry_run:
         plan = plan_pack(asked)
         if options.json:
-            emit_json(_described(plan))
-        elif not options.quiet:
+            emit_json({**_described(plan), "warnings": list(plan.warnings)})
+            return
+        for warning in plan.warnings:
+            click.echo(f"WARNING: {warning}", err=True)
+        if not options.quiet:
             click.echo("\n".join(f"{what}: {value}" for what, value in _described(plan).items()))
         return
     progress = Progress(live=sys.stderr.isatty() and not options.quiet)
@@ -91,5 +94,4 @@ def _described(plan: Plan) -> dict[str, object]:
         "epoch": plan.epoch,
         "paths": plan.survey.paths,
         "bytes": plan.survey.size,
-        "warnings": list(plan.warnings),
     }

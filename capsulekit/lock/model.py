@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from capsulekit.errors import CapsulekitError
+from capsulekit.errors import CapsulekitError, UsageError
 from capsulekit.files import sha256_bytes
 
 FORMAT = 2
@@ -124,6 +125,14 @@ class Lock:
 def _pairs(values: Mapping[str, object]) -> list[str]:
     """TOML lines. Written by hand: every text is plain (see loads), and a TOML library takes a third of a second."""
     return [f"{key} = {value}" if isinstance(value, int) else f'{key} = "{value}"' for key, value in values.items()]
+
+
+def epoch_of(newest: int) -> int:
+    """The build's time: SOURCE_DATE_EPOCH where it is set, else the archive's own date; raises UsageError."""
+    said = os.environ.get("SOURCE_DATE_EPOCH") or str(newest)
+    if not said.isdecimal() or int(said) > MAX_EPOCH:
+        raise UsageError(f"SOURCE_DATE_EPOCH must be seconds since 1970, not {said!r}")
+    return int(said)
 
 
 def loads(text: str, where: str) -> Lock:

@@ -10,6 +10,7 @@ unpack_root() {
 # pack_root ROOT: to stdout, as mmdebstrap does it: names sorted, attributes kept.
 pack_root() {
     tar -C "$1" -cf - --format=pax --sort=name --numeric-owner --xattrs --xattrs-include='*' \
+        --xattrs-exclude='security.selinux' \
         --exclude='./dev/*' --exclude='./proc/*' --exclude='./sys/*' .
 }
 

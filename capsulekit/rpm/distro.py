@@ -12,18 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from capsulekit.apt.distro import epoch_of
-from capsulekit.apt.keys import read_keys
 from capsulekit.cache import Cache, code_identity
 from capsulekit.distro.base import SITE_REPOS, Distro
 from capsulekit.errors import CapsulekitError, TrustError
 from capsulekit.files import atomic_write, exclusive_lock, sha256_bytes, sha256_file
-from capsulekit.lock.model import Archive, Lock, Package, Request, loads
+from capsulekit.lock.model import Archive, Lock, Package, Request, epoch_of, loads
 from capsulekit.rootfs.normalise import VERSION as NORMALISER
 from capsulekit.rpm import dnf
 from capsulekit.rpm.header import NoHeader, package_header
 from capsulekit.rpm.keys import Keyring, rpm_version
 from capsulekit.tools import tool_versions
+from capsulekit.trust.openpgp import read_keys
 from capsulekit.watch import arriving
 
 # Our spelling of an architecture -> RPM's.

@@ -46,7 +46,6 @@ group = "hpc"
 rootfs = [{ name = "odd", text = '''#!/bin/sh
 set -eu
 id -u >/etc/built-by
-uname -n >>/etc/built-by
 date +%Z >>/etc/built-by
 umask >>/etc/built-by
 mkfifo /etc/fifo
