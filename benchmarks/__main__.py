@@ -14,7 +14,7 @@ from pathlib import Path
 
 from initramfs_builder.stage1 import assemble
 
-from capsulekit.build import BuildOptions, build
+from capsulekit.build import BuildOptions, build, fetch_packages
 from capsulekit.cache import Cache, default_cache_dir
 from capsulekit.distro.base import distro
 from capsulekit.kernel import unpack_kernel

@@ -101,7 +101,9 @@ def plan_pack(options: PackOptions) -> Plan:
             raise CapsulekitError(f"/{path} lies on a file system of its own, which is not packed", hint="pack a copy")
     out = options.out or Path(f"{recipe.full_name}.vnfs")
     _check_places(root, seen, {"-o": out.parent.resolve(), "--cache-dir": options.cache.resolve()}, out)
-    return Plan(root, out, system, seen, recipe, _epoch(seen), live)
+    plan = Plan(root, out, system, seen, recipe, _epoch(seen), live)
+    _manifest(plan, (Layer(ROOTFS, 0, recipe.digest, 0),)).dumps()  # what the format refuses is said before the work
+    return plan
 
 
 def pack(options: PackOptions, key: Path, password: Callable[[], bytes], progress: Progress) -> PackResult:
@@ -170,22 +172,26 @@ def _check_places(root: Path, seen: Survey, places: dict[str, Path], out: Path) 
 
 def _make(plan: Plan, work: Path, progress: Progress) -> tuple[Manifest, list[Member]]:
     """All of a capsule but its signature."""
-    kernel, digest = plan.system.kernel, hashlib.sha256()
+    digest = hashlib.sha256()
+    with progress.step("stage 2"):  # first: it may lack a program
+        initrd = _stage2(plan, work)
     with progress.step("root file system"):
         rootfs = _rootfs(plan, work, digest.update)
     with progress.step("kernel and modules"):
         modules = _modules(plan, work, digest.update)
-    with progress.step("stage 2"):
-        initrd = _stage2(plan, work)
     members = [
         Member("recipe.toml", plan.recipe.text.encode()),
         Member("capsule.lock", _lock(plan, digest.hexdigest()).dumps().encode()),
-        Member("boot/vmlinuz", kernel.image),
+        Member("boot/vmlinuz", plan.system.kernel.image),
         Member("boot/initrd.img", initrd),
         *_layer_members(work, (modules, rootfs)),
     ]
+    return _manifest(plan, (modules, rootfs)), members
+
+
+def _manifest(plan: Plan, layers: tuple[Layer, ...]) -> Manifest:
     recipe = plan.recipe
-    manifest = Manifest(
+    return Manifest(
         name=recipe.name,
         version=recipe.version,
         arch=recipe.arch,
@@ -195,10 +201,9 @@ def _make(plan: Plan, work: Path, progress: Progress) -> tuple[Manifest, list[Me
         init=recipe.init,
         cmdline=recipe.cmdline,
         recipe_digest=recipe.digest,
-        kernel_release=kernel.release,
-        layers=(modules, rootfs),
+        kernel_release=plan.system.kernel.release,
+        layers=layers,
     )
-    return manifest, members
 
 
 def _lock(plan: Plan, digest: str) -> Lock:

@@ -116,7 +116,7 @@ else
 fi
 
 set -- env -i PATH="$search" HOME="$place/home" TZ="$zone" LC_ALL="$(locale_here)" LANGUAGE=tr USER=somebody \
-    LOGNAME=somebody SHELL=/bin/false PYTHONHASHSEED="$hashes" DATEFUDGE="$fudge" ${repos:+CAPSULEKIT_REPOS_DIR="$repos"} \
+    LOGNAME=somebody SHELL=/bin/false PYTHONHASHSEED="$hashes" DATEFUDGE="$fudge" CAPSULEKIT_SCRATCH=disk ${repos:+CAPSULEKIT_REPOS_DIR="$repos"} \
     "$python" -P -m capsulekit.witness "$stage/work" "$place/build"
 [ "$uid" = 0 ] || [ -z "$contained" ] || set -- unshare --user --map-root-user --map-auto -- "$@"
 [ "$uid" = 0 ] || set -- setpriv --reuid "$uid" --regid "$uid" --clear-groups -- "$@"

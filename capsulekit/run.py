@@ -149,19 +149,23 @@ def run_apart(
     stdout: IO[bytes] | None,
     stderr: IO[bytes] | None,
     terminal: bool = False,
+    memory: int | None = None,
 ) -> int:
     """Run a program as root of namespaces of its own and return its exit status; umask 022, no network.
 
     Its mounts, processes, host name and network are its own and end with it: when this process ends, however it does,
     nothing of it goes on. An ordinary user gets a user namespace with all their subordinate ids (see ``_namespaces``).
     It gets a process group of its own too, because mmdebstrap sends its whole group a HUP when its tar breaks off;
-    with ``terminal`` it keeps ours, and our stdin, so that a person can talk to it.
+    with ``terminal`` it keeps ours, and our stdin, so that a person can talk to it. ``memory`` makes a folder ``mem`` in
+    ``cwd``, in memory up to so many bytes; 0 leaves it on the disk (capsulekit.memory).
     """
     # Under nohup HUP is ignored, by children too: what mmdebstrap tells to end would go on, and it would wait for ever.
     namespaces = _namespaces(purpose)
     apart = [tool("env", purpose), "--default-signal=HUP", *namespaces, "/bin/sh", str(APART)]
     # Where nothing can be mounted, the scripts that enter a root do without (see namespace/inside.lib.sh).
     env = {**env, **CLOCK} if namespaces else {**env, "CAPSULEKIT_NO_MOUNTS": "yes"}
+    if memory is not None:
+        env["CAPSULEKIT_MEMORY"] = str(memory)
     args = [*tied("KILL", purpose), *apart, tool(str(argv[0]), purpose), *(str(a) for a in argv[1:])]
     _announce(argv)
     with subprocess.Popen(

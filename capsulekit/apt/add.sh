@@ -6,7 +6,7 @@ umask 022
 work=$1 before=$2 repo=$3 variant=$4 arch=$5
 shift 5
 here=$(dirname "$0")
-root=$work/root
+root=$work/mem/root
 # shellcheck source=capsulekit/namespace/inside.lib.sh
 . "$here/../namespace/inside.lib.sh"
 

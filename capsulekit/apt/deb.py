@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from capsulekit.files import atomic_write
@@ -16,6 +17,12 @@ def control(deb: Path) -> str:
     text = run(["dpkg-deb", "-f", deb], purpose="read a package's control file")
     atomic_write(kept, text.encode())
     return text
+
+
+def installed_size(control: str) -> int:
+    """About how many bytes a package takes once installed; 0 when its control text does not say (policy 5.6.20)."""
+    found = re.search(r"^Installed-Size: (\d+)$", control, re.MULTILINE)
+    return int(found[1]) * 1024 if found else 0
 
 
 def unpack(deb: Path, folder: Path) -> None:

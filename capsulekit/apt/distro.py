@@ -185,12 +185,16 @@ class AptDistro(Distro):
         work.chmod(0o755)
         repo = work / "repo"
         repo.mkdir()
-        mmdebstrap.local_repository(repo, self.suite, self._entries(packages))
+        entries = self._entries(packages)
+        mmdebstrap.local_repository(repo, self.suite, entries)
+        needed = sum(size + deb.installed_size(control) for _, control, size, _ in entries)
+        needed += before.stat().st_size if before else 0
         names = [p.name for p in packages]
+        plan = mmdebstrap.Plan(self.suite, self.arch, repo, names, base, lock.epoch, needed, work)
         if before is None:
-            mmdebstrap.make_root(self.suite, self.arch, repo, names, base, lock.epoch, work, out)
+            mmdebstrap.make_root(plan, out)
         else:
-            mmdebstrap.add_to_root(self.arch, repo, names, base, before, lock.epoch, work, out)
+            mmdebstrap.add_to_root(plan, before, out)
         shutil.rmtree(repo)
 
     def finish(self, work: Path) -> None:

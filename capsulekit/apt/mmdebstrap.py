@@ -7,12 +7,14 @@ import shlex
 import shutil
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import IO
 from urllib.parse import quote
 
 from capsulekit.files import sha256_bytes
+from capsulekit.memory import room_for
 from capsulekit.run import CLOCK, CommandFailed, failed, run, run_apart
 
 HERE = Path(__file__).parent
@@ -49,28 +51,40 @@ def default_sources(suite: str, arch: str, scratch: Path) -> str:
         raise failed(argv, "learn the distribution's sources", 1, _telling(log)) from None
 
 
-def make_root(
-    suite: str, arch: str, repo: Path, names: Sequence[str], variant: str, epoch: int, work: Path, out: IO[bytes]
-) -> None:
-    """Install from the local repository ``repo`` and nothing else; stream the root as a tar into ``out``.
+@dataclass(frozen=True)
+class Plan:
+    """What to install, and how: ``names`` out of the local repository ``repo`` and nothing else.
 
-    ``work`` is mmdebstrap's scratch space. Raises CommandFailed.
+    ``needed`` is about how many bytes the root will take; ``work`` is scratch space.
     """
+
+    suite: str
+    arch: str
+    repo: Path
+    names: Sequence[str]
+    variant: str
+    epoch: int
+    needed: int
+    work: Path
+
+
+def make_root(plan: Plan, out: IO[bytes]) -> None:
+    """Install into a new root; stream it as a tar into ``out``. Raises CommandFailed."""
     argv: list[str] = [
         "mmdebstrap",
         "--mode=root",
-        f"--architectures={arch}",
-        f"--variant={variant}",
+        f"--architectures={plan.arch}",
+        f"--variant={plan.variant}",
         "--format=tar",
         "--dpkgopt=force-unsafe-io",
         "--skip=cleanup/apt/lists,cleanup/reproducible",
-        "--include=" + ",".join(names),
-        *_hooks(variant, work),
-        suite,
+        "--include=" + ",".join(plan.names),
+        *_hooks(plan.variant, plan.work),
+        plan.suite,
         "-",
-        f"deb [trusted=yes] copy://{quote(str(repo))} ./",
+        f"deb [trusted=yes] copy://{quote(str(plan.repo))} ./",
     ]
-    _apart(argv, PURPOSE, work, epoch, out)
+    _apart(argv, PURPOSE, plan.work, plan.epoch, out, room_for(plan.needed))
 
 
 def _hooks(variant: str, work: Path) -> list[str]:
@@ -89,22 +103,19 @@ def _hooks(variant: str, work: Path) -> list[str]:
     return hooks
 
 
-def add_to_root(
-    arch: str, repo: Path, names: Sequence[str], variant: str, before: Path, epoch: int, work: Path, out: IO[bytes]
+def add_to_root(plan: Plan, before: Path, out: IO[bytes]) -> None:
+    """Install into the root in the tar ``before``; stream the new root into ``out``. Raises CommandFailed."""
+    argv: list[str | Path] = ["sh", HERE / "add.sh", plan.work, before, plan.repo, plan.variant, plan.arch, *plan.names]
+    _apart(argv, PURPOSE, plan.work, plan.epoch, out, room_for(plan.needed))
+
+
+def _apart(
+    argv: Sequence[str | Path], purpose: str, work: Path, epoch: int, out: IO[bytes] | None, memory: int = 0
 ) -> None:
-    """Install more from ``repo`` into the root in the tar ``before``; stream the new root into ``out``.
-
-    Raises CommandFailed.
-    """
-    argv: list[str | Path] = ["sh", HERE / "add.sh", work, before, repo, variant, arch, *names]
-    _apart(argv, PURPOSE, work, epoch, out)
-
-
-def _apart(argv: Sequence[str | Path], purpose: str, work: Path, epoch: int, out: IO[bytes] | None) -> None:
     log = work / "install.log"
     env = _environment(work, epoch) | {"CAPSULEKIT_OUT": str(work)}
     with log.open("wb") as errors:
-        status = run_apart(argv, purpose=purpose, env=env, cwd=work, stdout=out, stderr=errors)
+        status = run_apart(argv, purpose=purpose, env=env, cwd=work, stdout=out, stderr=errors, memory=memory)
     if status != 0:
         raise failed(argv, purpose, status, _telling(log.read_bytes()))
 
@@ -125,7 +136,7 @@ def _environment(scratch: Path, epoch: int) -> dict[str, str]:
         "HOME": str(scratch),
         "TZ": "UTC",
         "LC_ALL": "C.UTF-8",
-        "TMPDIR": str(scratch),
+        "TMPDIR": str(scratch / "mem"),
         "SOURCE_DATE_EPOCH": str(epoch),
         "DEBIAN_FRONTEND": "noninteractive",
     }

@@ -15,7 +15,7 @@
 set -eu
 umask 022
 work=$1 before=$2 python=$3
-root=$work/root
+root=$work/mem/root
 # shellcheck source=capsulekit/namespace/inside.lib.sh
 . "$(dirname "$0")/../namespace/inside.lib.sh"
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from capsulekit.errors import CapsulekitError, TrustError
+from capsulekit.memory import room_for
 from capsulekit.run import DiskFull, failed, run, run_apart, tool
 
 HERE = Path(__file__).parent
@@ -158,7 +159,10 @@ def make_root(
     log = work / "install.log"
     with log.open("wb") as errors:
         env = _environment(work, epoch)
-        status = run_apart(argv, purpose=PURPOSE, env=env, cwd=work, stdout=out, stderr=errors)
+        # A package's files take three to four times what it takes itself.
+        needed = 4 * sum(p.stat().st_size for p in packages.iterdir()) + (before.stat().st_size if before else 0)
+        memory = room_for(needed)
+        status = run_apart(argv, purpose=PURPOSE, env=env, cwd=work, stdout=out, stderr=errors, memory=memory)
     said = log.read_bytes()
     _refuse_half_installed(said.decode("utf-8", "replace"))
     if status != 0:

@@ -6,7 +6,7 @@ set -eu
 umask 022
 work=$1 before=$2 packages=$3 how=$4 dbpath=$5 links=$6 python=$7 release=$8 arch=$9
 here=$(dirname "$0")
-root=$work/root
+root=$work/mem/root
 # shellcheck source=capsulekit/namespace/inside.lib.sh
 . "$here/../namespace/inside.lib.sh"
 

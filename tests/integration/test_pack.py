@@ -285,6 +285,10 @@ def two_kernels(tree: Path) -> None:
     (tree / "usr/lib/modules/5.10").mkdir()
 
 
+def odd_release(tree: Path) -> None:
+    (tree / "etc/os-release").write_text('ID=testos\nVERSION_ID="a b"\n')
+
+
 def nothing(tree: Path) -> None:
     shutil.rmtree(tree)
     tree.mkdir()
@@ -309,6 +313,9 @@ def a_file(tree: Path) -> None:
         (None, ["--name", "a b"], 2, "--name can't be 'a b'"),
         (None, ["--version", "../1"], 2, "--version can't be '../1'"),
         (None, ["--cmdline", "a\nb"], 2, "--cmdline must be one line"),
+        (None, ["--cmdline", "x" * 3000], 1, "cmdline is longer than a kernel takes"),
+        (None, ["--init", "sbin/init"], 1, "init can't be 'sbin/init'"),
+        (odd_release, ["--name", "n"], 1, "release can't be 'a b'"),
         (None, ["-o", "TREE/x.vnfs"], 1, "lies in the tree that is packed"),
         (None, ["-o", "/none/x.vnfs"], 1, "there is no folder /none"),
         (None, ["-o", "TREE"], 1, "is a folder"),

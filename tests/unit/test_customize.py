@@ -31,7 +31,13 @@ def root(tmp_path: Path) -> Path:
     root = tmp_path / "root"
     for folder in ("usr/sbin", "usr/lib", "run", "var", "etc/apt/sources.list.d", "usr/bin"):
         (root / folder).mkdir(parents=True)
-    for link, target in (("sbin", "usr/sbin"), ("lib", "usr/lib"), ("var/lib", "/opt"), ("var/run", "/run"), ("up", "../../../..")):
+    for link, target in (
+        ("sbin", "usr/sbin"),
+        ("lib", "usr/lib"),
+        ("var/lib", "/opt"),
+        ("var/run", "/run"),
+        ("up", "../../../.."),
+    ):
         (root / link).symlink_to(target)
     (root / "out").symlink_to("/etc")
     (root / "usr/bin/apt-get").write_text("")

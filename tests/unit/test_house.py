@@ -76,7 +76,7 @@ def test_shellcheck_finds_nothing_in_any_shell_file() -> None:
     assert {
         "setup.sh",
         ".ci/run",
-        "capsulekit/apt/customize.sh",
+        "capsulekit/rootfs/customize.sh",
         "provisioner/modules/hostname/init/20-hostname",
     } <= names
     folders = (ROOT / "initramfs-builder" / stage for stage in ("stage1", "stage2"))
