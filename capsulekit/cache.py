@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from capsulekit.errors import CapsulekitError, TrustError
-from capsulekit.files import exclusive_lock, fsync_dir, sha256_file
+from capsulekit.files import exclusive_lock, sha256_file
 from capsulekit.run import remove_apart
 
 
@@ -130,7 +130,6 @@ class Cache:
                 make(out)
                 _note(out, text)
                 out.rename(final)
-                fsync_dir(final.parent)
         return Step(name, identity, final, reused=False)
 
     @contextmanager
@@ -195,13 +194,13 @@ def _claim(folder: Path) -> int | None:
 
 
 def _note(folder: Path, inputs: str) -> None:
-    """Write the digests of a finished step's files beside them, and make all of it durable."""
+    """Write the digests of a finished step's files beside them.
+
+    Nothing is forced to the disk: a result is checked against its digests whenever it is taken up, so one that a crash
+    has cut short is made again.
+    """
     digests = {p.name: [p.stat().st_size, sha256_file(p)] for p in sorted(folder.iterdir())}
     (folder / ".step.json").write_text(json.dumps({"files": digests, "inputs": inputs}))
-    for path in folder.iterdir():
-        with path.open("rb") as f:
-            os.fsync(f.fileno())
-    fsync_dir(folder)
 
 
 def _intact(folder: Path) -> bool:

@@ -156,8 +156,8 @@ def run_apart(
     Its mounts, processes, host name and network are its own and end with it: when this process ends, however it does,
     nothing of it goes on. An ordinary user gets a user namespace with all their subordinate ids (see ``_namespaces``).
     It gets a process group of its own too, because mmdebstrap sends its whole group a HUP when its tar breaks off;
-    with ``terminal`` it keeps ours, and our stdin, so that a person can talk to it. ``memory`` makes a folder ``mem`` in
-    ``cwd``, in memory up to so many bytes; 0 leaves it on the disk (capsulekit.memory).
+    with ``terminal`` it keeps ours, and our stdin, so that a person can talk to it. ``memory`` makes a folder ``mem``
+    in ``cwd``, in memory up to so many bytes; 0 leaves it on the disk (capsulekit.memory).
     """
     # Under nohup HUP is ignored, by children too: what mmdebstrap tells to end would go on, and it would wait for ever.
     namespaces = _namespaces(purpose)

@@ -115,7 +115,7 @@ class AptDistro(Distro):
                 self.name, self.release, self.arch, epoch, request.digest, NORMALISER,
                 archives, tuple(sorted(signers)), sets, tools,
             )  # fmt: skip
-            for old in self._folder.glob("lock-*"):
+            for old in (*self._folder.glob("lock-*"), *self._folder.glob("status-*")):
                 if not old.name.startswith(f"lock-{index}-"):
                     old.unlink()
             atomic_write(kept, lock.dumps().encode())
@@ -123,12 +123,15 @@ class AptDistro(Distro):
 
     def _solve(self, apt: AptRoot, request: Request) -> dict[str, tuple[Package, ...]]:
         essential = request.base == "essential"
-        kernel = apt.solve_stages([request.kernel], False)
+        with ThreadPoolExecutor() as pool:
+            rootfs = pool.submit(apt.solve_stages, request.stages or ((),), essential)
+            kernel = pool.submit(apt.solve_stages, [request.kernel], False)
+            initrd = pool.submit(apt.solve_stages, [request.initrd], False)
         return {
-            "rootfs": apt.solve_stages(request.stages or ((),), essential),
+            "rootfs": rootfs.result(),
             # It is unpacked, never installed: of all it depends on only the images and their modules count.
-            "kernel": tuple(p for p in kernel if self.is_kernel(p) or p.name in request.kernel[1:]),
-            "initrd": apt.solve_stages([request.initrd], False),
+            "kernel": tuple(p for p in kernel.result() if self.is_kernel(p) or p.name in request.kernel[1:]),
+            "initrd": initrd.result(),
         }
 
     @contextmanager

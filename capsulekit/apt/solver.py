@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 
 from capsulekit.errors import CapsulekitError, TrustError
-from capsulekit.files import atomic_write, sha256_file
+from capsulekit.files import atomic_write, sha256_bytes, sha256_file
 from capsulekit.lock.model import Archive, Package
 from capsulekit.run import CommandFailed, run
 
@@ -133,28 +133,29 @@ class AptRoot:
         chosen: list[Package] = []
         stanzas: list[Stanza] = []
         for number, names in enumerate(stages):
-            status = "".join(f"{s.text}\nStatus: install ok installed\n\n" for s in stanzas)
-            self._keep("status", status)
-            more = self.solve(names, essential and number == 0, number, {p.name for p in chosen})
+            more = self.solve(names, essential and number == 0, number, stanzas)
             fresh = [s.package for s in more]
             chosen += fresh
             stanzas += more
-        self._keep("status", "")
         by = needed_by(stanzas, [n for names in stages for n in names])
         return tuple(sorted(replace(p, by=by.get(p.name, "")) for p in chosen))
 
-    def solve(self, names: Sequence[str], essential: bool, stage: int = 0, have: Iterable[str] = ()) -> list[Stanza]:
-        """Every package that has to be installed for ``names`` beside the installed ``have``; an unknown one is raised.
+    def solve(self, names: Sequence[str], essential: bool, stage: int = 0, have: Sequence[Stanza] = ()) -> list[Stanza]:
+        """Every package that has to be installed for ``names`` beside the installed ``have``.
 
-        Raises CapsulekitError.
+        Raises CapsulekitError, for an unknown name or a conflict.
         """
         wanted = [*(["?essential"] if essential else []), *names]
         if not wanted:
             return []
+        installed = "".join(f"{s.text}\nStatus: install ok installed\n\n" for s in have)
+        # A name of its own: several parts of a lock are solved at once.
+        status = self.root / f"status-{sha256_bytes(installed.encode())[:16]}"
+        self._keep(status.name, installed)
         try:
             text = self._apt(
-                "apt-get", "-q", "-y", "--no-remove", "--no-upgrade", "--print-uris", "install", "--", *wanted,
-                purpose="choose the packages",
+                "apt-get", "-o", f"Dir::State::Status={status}", "-q", "-y", "--no-remove", "--no-upgrade",
+                "--print-uris", "install", "--", *wanted, purpose="choose the packages",
             )  # fmt: skip
         except CommandFailed as error:
             if missing := MISSING.search(error.output):
@@ -168,7 +169,7 @@ class AptRoot:
         files = [line.split() for line in text.splitlines() if line.startswith("'")]
         chosen = [(f[1].split("_")[0], f[1].split("_")[1].replace("%3a", ":")) for f in files]
         # apt takes a name it does not know for a pattern, or for what some other package provides: say so instead.
-        there = {name for name, _ in chosen} | set(have)
+        there = {name for name, _ in chosen} | {s.package.name for s in have}
         if unknown := [n for n in names if n.split(":")[0] not in there]:
             raise _no_package(unknown[0], self.arch)
         return self._packages([f"{name}={version}" for name, version in chosen], stage)

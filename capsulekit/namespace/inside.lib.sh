@@ -7,10 +7,12 @@ unpack_root() {
     tar -C "$2" -xpf "$1" --numeric-owner --xattrs --xattrs-include='*' --exclude='./dev/*' --warning=no-timestamp
 }
 
-# pack_root ROOT: to stdout, as mmdebstrap does it: names sorted, attributes kept.
+# pack_root ROOT: to stdout, as mmdebstrap does it: names sorted, attributes kept. Times of the build, and those that no
+# layer keeps, would each cost their file an extended header.
 pack_root() {
     tar -C "$1" -cf - --format=pax --sort=name --numeric-owner --xattrs --xattrs-include='*' \
-        --xattrs-exclude='security.selinux' \
+        --xattrs-exclude='security.selinux' --pax-option='delete=atime,delete=ctime' \
+        --mtime="@$SOURCE_DATE_EPOCH" --clamp-mtime \
         --exclude='./dev/*' --exclude='./proc/*' --exclude='./sys/*' .
 }
 

@@ -90,11 +90,18 @@ mark_updated() {
     fi
 }
 
+# One call for all units of a verb; when it fails, one after the other says which it was.
 set_units() {
-    while read -r verb unit; do
-        chroot "$root" systemctl --quiet "$verb" -- "$unit" </dev/null >&2 ||
-            stop "systemctl $verb $unit failed: is the unit's package in [packages]?"
-    done <"$work/units"
+    for verb in enable disable mask; do
+        units=$(sed -n "s/^$verb //p" "$work/units")
+        [ -n "$units" ] || continue
+        # shellcheck disable=SC2086 # names without blanks (recipe/settings.py)
+        chroot "$root" systemctl --quiet "$verb" -- $units </dev/null >&2 && continue
+        for unit in $units; do
+            chroot "$root" systemctl --quiet "$verb" -- "$unit" </dev/null >&2 ||
+                stop "systemctl $verb $unit failed: is the unit's package in [packages]?"
+        done
+    done
 }
 
 run_script() {

@@ -72,7 +72,7 @@ def install_inputs(recipe: Recipe, lock: Lock, distro: Distro, stage: int) -> di
         "base": recipe.base,
         "epoch": lock.epoch,
         "tools": lock.tools,
-        "caches": regenerate_commands() if stage == _last_stage(lock) else [],
+        "caches": regenerate_commands(),
         "code": code_identity(*distro.code, "capsulekit.namespace", "capsulekit.run"),
     }
 
@@ -147,8 +147,8 @@ def _installed(recipe: Recipe, lock: Lock, distro: Distro, cache: Cache, progres
             cache.scratch() as work,
             (out / TAR).open("wb") as tar,
         ):
-            if stage == _last_stage(lock):
-                _write_lines(work / "caches", regenerate_commands())
+            # Every stage ends with its caches made, so that a further stage leaves those before as they are.
+            _write_lines(work / "caches", regenerate_commands())
             distro.install(lock, recipe.base, stage, before, work, tar)
         (out / LICENCES).write_text(json.dumps({**licences, **distro.licences(packages)}, sort_keys=True))
 
