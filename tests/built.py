@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import functools
+import os
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
+from unittest.mock import patch
 
 from capsulekit.build import BuildOptions, build
 from capsulekit.cache import default_cache_dir
@@ -45,3 +48,28 @@ def stage1() -> Path:
     """The folder with the shipped stage 1."""
     build_stage1(default_recipe(), folder() / "stage1", default_cache_dir(), Progress())
     return folder() / "stage1"
+
+
+@dataclass(frozen=True)
+class Rpm:
+    """A capsule of RPM packages, the cache it was built with, and the folder of its repositories."""
+
+    capsule: Path
+    cache: Path
+    repos: Path
+
+
+@functools.cache
+def rpm() -> Rpm:
+    """The capsule of the RPM distribution that is made on the spot (rpm_distro)."""
+    from rpm_distro import describe_repos, distribution, signer
+
+    where = folder() / "rpm"
+    where.mkdir()
+    recipe, out = ROOT / "tests/data/rpm/recipe.toml", where / "rpm.vnfs"
+    with signer("rocky") as key:
+        distribution(where / "repo", key)
+        repos = describe_repos(where / "repos", {"baseos": f"file://{where}/repo"}, key.public)
+        with patch.dict(os.environ, {"CAPSULEKIT_REPOS_DIR": str(repos)}):
+            build(BuildOptions(recipe, out, author_key(), None, False, where / "cache"), lambda: b"", Progress())
+    return Rpm(out, where / "cache", repos)

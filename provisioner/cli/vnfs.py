@@ -33,12 +33,18 @@ def import_(options: Options, file: Path, as_name: str | None, dry_run: bool) ->
 
         from capsulekit.output import emit_json
 
-        emit_json({"capsule": asdict(done.capsule), "new": done.new, "dry_run": dry_run})
+        emit_json({"capsule": asdict(done.capsule), "new": done.new, "hybrid": done.hybrid, "dry_run": dry_run})
     elif not options.quiet:
         capsule = done.capsule
         what = "would be imported" if dry_run else "imported"
         said = what if done.new else "is installed already: nothing to do"
         click.echo(f"{capsule.name} {said} (identity={capsule.identity} key={capsule.key_id})")
+    if done.hybrid:
+        click.echo(
+            f"WARNING: {done.hybrid / 1e6:.1f} MB of {done.capsule.name} are in its hybrid layer, which this master "
+            "does not export: nodes will lack those paths",
+            err=True,
+        )
 
 
 @cli.command(name="list")

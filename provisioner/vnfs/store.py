@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Protocol
 
 from capsulekit.capsule import layout, manifest
-from capsulekit.capsule.manifest import NAME, Manifest
+from capsulekit.capsule.manifest import HYBRID, NAME, Manifest
 from capsulekit.capsule.read import CapsuleFile, Verified, open_capsule, verify
 from capsulekit.errors import CapsulekitError, TrustError, UsageError
 from capsulekit.files import atomic_file, atomic_write, exclusive_lock, fsync_dir, sha256_bytes, sha256_file
@@ -45,10 +45,14 @@ class CapsuleRows(Protocol):
 
 @dataclass(frozen=True)
 class Imported:
-    """What an import came to; ``new`` is False when that very capsule was installed before."""
+    """What an import came to; ``new`` is False when that very capsule was installed before.
+
+    ``hybrid`` is the size of its hybrid layer in bytes: that layer is stored, and no node gets its files from here yet.
+    """
 
     capsule: InstalledCapsule
     new: bool
+    hybrid: int = 0
 
 
 @dataclass(frozen=True)
@@ -88,7 +92,7 @@ class VnfsStore:
             checked = verify(capsule, keys, revoked=keyring.revoked())
             wanted = _row(checked, as_name)
             if dry_run:
-                return Imported(wanted, self._known(wanted) is None)
+                return Imported(wanted, self._known(wanted) is None, _hybrid(checked))
             with exclusive_lock(self.paths.state / "vnfs" / ".lock"):
                 return self._install(capsule, checked, wanted)
 
@@ -164,7 +168,7 @@ class VnfsStore:
             self._store_texts(capsule, wanted.name, made, new=known is None)
             if known is None:
                 self.registry.add_capsule(wanted)
-        return Imported(known or wanted, known is None)
+        return Imported(known or wanted, known is None, _hybrid(checked))
 
     def _store_blob(self, capsule: CapsuleFile, checked: Verified, name: str, mode: int, made: Made) -> None:
         """A member under its digest. One that is there and whole is kept; bytes that are public once stay public."""
@@ -204,6 +208,12 @@ def private_members(told: Manifest) -> frozenset[str]:
     """Names of the members that only a node with a session may fetch: private layers, and their ACLs with them."""
     layers = [layer for layer in told.layers if layer.private]
     return frozenset([layer.path for layer in layers] + [layer.acl for layer in layers if layer.acl is not None])
+
+
+def _hybrid(checked: Verified) -> int:
+    """Bytes of a capsule's hybrid layer."""
+    member = checked.members.get(HYBRID)
+    return member.size if member else 0
 
 
 def _row(checked: Verified, as_name: str | None) -> InstalledCapsule:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,16 +10,12 @@ from pathlib import Path
 import built
 import pytest
 from e2e_bench import Bench, shell
-from rpm_distro import describe_repos, distribution, signer
 
-from capsulekit.build import BuildOptions, build
 from capsulekit.capsule.manifest import Manifest, loads
 from capsulekit.capsule.read import open_capsule
-from capsulekit.progress import Progress
 from provisioner.lab.qemu import Node as Machine
 
 BOOT = 420.0  # seconds; emulation on two busy cores
-RECIPE = built.ROOT / "tests/data/rpm/recipe.toml"
 
 pytestmark = [
     pytest.mark.timeout(1200),
@@ -39,16 +34,9 @@ class Booted:
 
 
 @pytest.fixture(scope="module")
-def capsule(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def capsule() -> Path:
     """Built from the distribution made on the spot."""
-    folder = tmp_path_factory.mktemp("rpm")
-    with signer("rocky") as key, pytest.MonkeyPatch.context() as patch:
-        distribution(folder / "repo", key)
-        repos = describe_repos(folder / "repos", {"baseos": f"file://{folder}/repo"}, key.public)
-        patch.setitem(os.environ, "CAPSULEKIT_REPOS_DIR", str(repos))
-        out = folder / "rpm.vnfs"
-        build(BuildOptions(RECIPE, out, built.author_key(), None, False, folder / "cache"), lambda: b"", Progress())
-    return out
+    return built.rpm().capsule
 
 
 @pytest.fixture(scope="module")

@@ -39,6 +39,12 @@ gid = 700
 [users.admin]
 groups = ["hpc"]
 ssh_keys = ["ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIA me"]
+[users.root]
+ssh_keys = ["ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIB root"]
+[users.daemon]
+groups = ["hpc"]
+[groups.games]
+gid = 6060
 [files."/etc/motd"]
 content = "hello\\n"
 group = "hpc"
@@ -92,6 +98,28 @@ def same(roots: Path, home: Path, done: subprocess.CompletedProcess[str]) -> Non
     assert done.returncode == 0, done.stderr
     assert (home / "x.vnfs").read_bytes() == (roots / "x.vnfs").read_bytes()
     assert [p.name for p in (home / "cache/tmp").iterdir() if p.name != ".lock"] == []
+
+
+def test_groups_users_and_files_are_as_the_recipe_says(roots: Path, tmp_path: Path) -> None:
+    def of(path: str) -> str:
+        argv = ["unsquashfs", "-cat", tmp_path / "layers/rootfs.squashfs", path]
+        return subprocess.run([str(a) for a in argv], check=True, capture_output=True, text=True, timeout=60).stdout
+
+    subprocess.run(["tar", "-C", tmp_path, "-xf", roots / "x.vnfs"], check=True, timeout=60)
+    groups = {line.split(":")[0]: line.split(":") for line in of("etc/group").splitlines()}
+    assert groups["hpc"][2] == "700" and set(groups["hpc"][3].split(",")) == {"admin", "daemon"}
+    assert groups["games"][2] == "6060", "a group that is there gets its number"
+    assert of("root/.ssh/authorized_keys").endswith(" root\n") and of("home/admin/.ssh/authorized_keys").endswith(
+        " me\n"
+    )
+    listed = subprocess.run(
+        ["unsquashfs", "-lln", tmp_path / "layers/rootfs.squashfs"], capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    found = {line.split(" squashfs-root/")[1]: line.split()[:2] for line in listed if " squashfs-root/" in line}
+    assert found["root/.ssh"] == ["drwx------", "0/0"] and found["root/.ssh/authorized_keys"] == ["-rw-------", "0/0"]
+    assert found["etc/fifo"] == ["prw-r--r--", "4711/815"] and found["etc/motd"][1] == "0/700"
+    assert found["usr/bin/true"][0] == "-rwsr-xr-x"
+    assert of("etc/built-by").split() == ["0", "UTC", "0022"]
 
 
 def test_a_containers_root_builds_what_root_builds(roots: Path, tmp_path: Path) -> None:

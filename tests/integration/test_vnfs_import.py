@@ -269,3 +269,12 @@ def test_a_full_disk_is_one_clear_line_and_leaves_nothing(paths: SitePaths, tmp_
     finally:
         subprocess.run(["umount", paths.state / "blobs"], check=True)
     assert kit(paths, "vnfs", "list").stdout == ""
+
+
+def test_a_hybrid_layer_is_kept_and_the_admin_is_told_that_nodes_lack_it(paths: SitePaths, tmp_path: Path) -> None:
+    content = {**CONTENT, "layers/hybrid.squashfs": b"shared" * 500_000}
+    small_capsule(tmp_path / "h.vnfs", content)
+    done = kit(paths, "vnfs", "import", tmp_path / "h.vnfs")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.startswith("WARNING: 3.0 MB of tiny-1.0.amd64 are in its hybrid layer") and NAME in done.stdout
+    assert store(paths).blob(sha256_bytes(content["layers/hybrid.squashfs"])).exists()
