@@ -298,7 +298,8 @@ def _papers(
         "licences": dict(facts.licences),
         "owners": {owner: list(paths) for owner, paths in owners.items()},
         "subjects": dict(digests),
-        "code": code_identity("capsulekit.metadata", "capsulekit.rootfs.table"),
+        "purl": maker.purl,
+        "code": code_identity("capsulekit.metadata", "capsulekit.rootfs"),
     }
 
     def make(out: Path) -> None:

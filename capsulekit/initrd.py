@@ -26,7 +26,12 @@ def inputs(recipe: Recipe, lock: Lock) -> dict[str, Any]:
         "tools": lock.tools,
         "shell": {str(p.relative_to(shell)): sha256_file(p) for p in sorted(shell.rglob("*")) if p.is_file()},
         "code": code_identity(
-            "initramfs_builder", "capsulekit.initrd", "capsulekit.kernel", "capsulekit.apt.deb", "capsulekit.rpm"
+            "initramfs_builder",
+            "capsulekit.initrd",
+            "capsulekit.kernel",
+            "capsulekit.apt.deb",
+            "capsulekit.rpm",
+            "capsulekit.distro",
         ),
     }
 

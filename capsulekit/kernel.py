@@ -97,7 +97,12 @@ def inputs(recipe: Recipe, lock: Lock, merged: bool) -> dict[str, Any]:
         "tools": lock.tools,
         "level": recipe.level,
         "code": code_identity(
-            "capsulekit.kernel", "capsulekit.image", "capsulekit.apt.deb", "capsulekit.rpm", "initramfs_builder"
+            "capsulekit.kernel",
+            "capsulekit.image",
+            "capsulekit.apt.deb",
+            "capsulekit.rpm",
+            "capsulekit.distro",
+            "initramfs_builder",
         ),
     }
 

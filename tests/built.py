@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import functools
 import os
+import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from unittest.mock import patch
 
+from capsulekit.apt.mmdebstrap import default_sources
 from capsulekit.build import BuildOptions, build
 from capsulekit.cache import default_cache_dir
+from capsulekit.distro.debian import KEYRING
 from capsulekit.progress import Progress
 from capsulekit.stage1 import build_stage1, default_recipe
 from capsulekit.trust.minisign import create_key_files
@@ -73,3 +76,21 @@ def rpm() -> Rpm:
         with patch.dict(os.environ, {"CAPSULEKIT_REPOS_DIR": str(repos)}):
             build(BuildOptions(recipe, out, author_key(), None, False, where / "cache"), lambda: b"", Progress())
     return Rpm(out, where / "cache", repos)
+
+
+@functools.cache
+def i386() -> Path:
+    """The shipped Debian 12 capsule for i386, from the release and its updates alone.
+
+    Its security archive is left out: the index of this architecture there is now and then another than the signed one,
+    on mirrors, and then apt rightly refuses it.
+    """
+    where = folder() / "i386"
+    repos = where / "repos/debian-12"
+    repos.mkdir(parents=True)
+    (where / "scratch").mkdir()
+    lines = default_sources("bookworm", "i386", where / "scratch").splitlines(keepends=True)
+    (repos / "sources.list").write_text("".join(line for line in lines if "-security" not in line))
+    shutil.copy(KEYRING, repos / "keys.gpg")
+    with patch.dict(os.environ, {"CAPSULEKIT_REPOS_DIR": str(repos.parent)}):
+        return capsule(ROOT / "recipes/debian-12-minimal-i386.toml")

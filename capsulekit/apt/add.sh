@@ -1,9 +1,10 @@
 #!/bin/sh
 # Installs more packages into a root that is there, from a local repository and nothing else; the new root to stdout.
-#   add.sh WORK BEFORE.tar REPOSITORY VARIANT ARCH NAME...
+#   add.sh WORK BEFORE.tar ADDRESS VARIANT ARCH NAME...
+# ADDRESS is the folder WORK/repo as a list of sources spells it: blanks and the like percent-encoded.
 set -eu
 umask 022
-work=$1 before=$2 repo=$3 variant=$4 arch=$5
+work=$1 before=$2 address=$3 variant=$4 arch=$5
 shift 5
 here=$(dirname "$0")
 root=$work/mem/root
@@ -12,7 +13,7 @@ root=$work/mem/root
 
 unpack_root "$before" "$root"
 if [ "$variant" = extract ]; then
-    for package in "$repo"/*.deb; do
+    for package in "$work"/repo/*.deb; do
         dpkg-deb -x "$package" "$root"
     done
     pack_root "$root"
@@ -20,7 +21,7 @@ if [ "$variant" = extract ]; then
 fi
 
 mkdir -p "$work/lists/partial" "$root/var/cache/apt/archives/partial"
-printf 'deb [trusted=yes] copy:%s ./\n' "$repo" >"$work/sources.list"
+printf 'deb [trusted=yes] copy:%s ./\n' "$address" >"$work/sources.list"
 cat >"$work/apt.conf" <<CONF
 Dir "$root";
 Dir::State::Lists "$work/lists";

@@ -29,14 +29,13 @@ class AptDistro(Distro):
     """One suite of an apt distribution. ``keyring`` may be missing where the author brings archives and keys."""
 
     stage2_packages = ("acl", "busybox-static")
-    code = ("capsulekit.apt",)
 
     def __init__(
         self, name: str, release: str, suite: str, arch: str, keyring: Path, cache: Cache, repos: Path | None
     ) -> None:
         super().__init__(release, arch, cache, repos)
         self.name, self.suite, self._keyring = name, suite, keyring
-        self.purl = ("deb", name)
+        self.purl, self.code = ("deb", name), ("capsulekit.apt", f"capsulekit.distro.{name}")
         # Index files of other archives or keys are other index files.
         own = f"-{sha256_bytes(str(repos).encode())[:8]}" if repos else ""
         self._folder = cache.root / "apt" / f"{name}-{suite}-{arch}{own}"

@@ -105,7 +105,16 @@ def _hooks(variant: str, work: Path) -> list[str]:
 
 def add_to_root(plan: Plan, before: Path, out: IO[bytes]) -> None:
     """Install into the root in the tar ``before``; stream the new root into ``out``. Raises CommandFailed."""
-    argv: list[str | Path] = ["sh", HERE / "add.sh", plan.work, before, plan.repo, plan.variant, plan.arch, *plan.names]
+    argv: list[str | Path] = [
+        "sh",
+        HERE / "add.sh",
+        plan.work,
+        before,
+        quote(str(plan.repo)),
+        plan.variant,
+        plan.arch,
+        *plan.names,
+    ]
     _apart(argv, PURPOSE, plan.work, plan.epoch, out, room_for(plan.needed))
 
 

@@ -32,6 +32,10 @@ def shipped(name: str) -> Callable[[], tuple[Path, Path]]:
     return lambda: (built.capsule(RECIPES / f"{name}.toml"), default_cache_dir())
 
 
+def i386() -> tuple[Path, Path]:
+    return built.i386(), default_cache_dir()
+
+
 def rpm() -> tuple[Path, Path]:
     return built.rpm().capsule, built.rpm().cache
 
@@ -41,7 +45,7 @@ def rpm() -> tuple[Path, Path]:
 CASES: dict[str, tuple[Callable[[], tuple[Path, Path]], set[str]]] = {
     "debian-12": (shipped("debian-12-compute"), set()),
     "debian-13": (shipped("debian-13-minimal"), set()),
-    "debian-12-i386": (shipped("debian-12-minimal-i386"), {"clock inside the root"}),
+    "debian-12-i386": (i386, {"clock inside the root"}),
     "rpm": (rpm, {"clock inside the root"}),
 }
 

@@ -1,0 +1,104 @@
+"""The memory a command takes while it runs: that of all its processes, and of the file systems in memory they mount."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+PERIOD = 0.05  # seconds from sample to sample
+PROC = Path("/proc")
+
+
+@dataclass(frozen=True)
+class Peak:
+    """The most that any sample saw, in bytes: ``processes`` as their resident sets summed up, ``tmpfs`` as blocks used.
+
+    A resident set is anonymous memory and mapped files, so a library that two processes share counts twice. Pages of a
+    tmpfs that are mapped count as tmpfs only. The kernel's page cache of files on a disk is nobody's and not counted.
+    """
+
+    processes: int = 0
+    tmpfs: int = 0
+
+
+class Watch:
+    """Samples a process and all its descendants until the ``with`` ends; ``peak`` is there afterwards.
+
+    Needs root to look into other mount namespaces. With ``really`` False nothing is sampled.
+    """
+
+    def __init__(self, pid: int, really: bool) -> None:
+        self.peak = Peak()
+        self._pid, self._really, self._over = pid, really, threading.Event()
+        self._mounts = os.stat("/proc/self/ns/mnt").st_ino
+        self._thread = threading.Thread(target=self._sample, daemon=True)
+
+    def __enter__(self) -> Watch:
+        if self._really:
+            self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._over.set()
+        if self._really:
+            self._thread.join()
+
+    def _sample(self) -> None:
+        while not self._over.wait(PERIOD):
+            resident, blocks = 0, dict[int, int]()
+            seen = {self._mounts}
+            for pid in _family(self._pid):
+                with suppress(OSError, ValueError, IndexError):  # it has just ended
+                    resident += _resident(pid)
+                    namespace = os.stat(PROC / str(pid) / "ns/mnt").st_ino
+                    if namespace not in seen:
+                        blocks.update(_tmpfs(pid))
+                        # A process that has changed its root sees only a part: look again through the others.
+                        if os.path.samefile(PROC / str(pid) / "root", "/"):
+                            seen.add(namespace)
+            self.peak = Peak(max(self.peak.processes, resident), max(self.peak.tmpfs, sum(blocks.values())))
+
+
+def _family(first: int) -> Iterator[int]:
+    """A process and its descendants, by the parents that /proc tells (proc_pid_stat(5))."""
+    children = defaultdict(list)
+    for name in os.listdir(PROC):
+        if name.isdigit():
+            with suppress(OSError, IndexError):
+                # The name of the program stands in brackets and may hold anything.
+                fields = (PROC / name / "stat").read_text(errors="replace").rpartition(")")[2].split()
+                children[int(fields[1])].append(int(name))
+    todo = [first]
+    while todo:
+        pid = todo.pop()
+        yield pid
+        todo += children[pid]
+
+
+def _resident(pid: int) -> int:
+    """Bytes of anonymous memory and mapped files; what is shared memory is a tmpfs's."""
+    lines = dict(line.split(":", 1) for line in (PROC / str(pid) / "status").read_text(errors="replace").splitlines())
+    return sum(int(lines[key].split()[0]) << 10 for key in ("RssAnon", "RssFile") if key in lines)
+
+
+def _tmpfs(pid: int) -> Iterator[tuple[int, int]]:
+    """The tmpfs file systems a process sees that we do not: device number and bytes used."""
+    ours = {os.stat(line.split()[4]).st_dev for line in _mounted("self")}
+    for line in _mounted(str(pid)):
+        with suppress(OSError):
+            at = f"/proc/{pid}/root{line.split()[4]}"
+            device = os.stat(at).st_dev
+            if device not in ours:
+                used = os.statvfs(at)
+                yield device, (used.f_blocks - used.f_bfree) * used.f_frsize
+
+
+def _mounted(pid: str) -> list[str]:
+    """The lines of a process's mountinfo that tell of a tmpfs (proc_pid_mountinfo(5))."""
+    return [line for line in (PROC / pid / "mountinfo").read_text().splitlines() if " - tmpfs " in line]
