@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,13 +55,27 @@ def measure(argv: Sequence[str | Path], *, cwd: Path | None = None, watched: boo
         said.seek(0)
         text = said.read().decode("utf-8", "replace").strip()
     if child.returncode != 0:
-        raise Failed(f"{Path(argv[0]).name} failed with status {child.returncode}:\n" + text[-2000:])
+        raise Failed(
+            "\n".join([f"{Path(argv[0]).name} failed with status {child.returncode}", *text.splitlines()[-5:]])
+        )
     return Cost(seconds, usage.ru_utime + usage.ru_stime, text, watch.peak if watched else None)
 
 
 def capsulekit(*words: str | Path, watched: bool = False) -> Cost:
     """Run our own command line, as its user would."""
     return measure([CAPSULEKIT, *words], watched=watched)
+
+
+@contextlib.contextmanager
+def mount_point(path: Path) -> Iterator[None]:
+    """A folder to mount on; what of it this machine had not is removed afterwards."""
+    made = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        for folder in made:
+            folder.rmdir()
 
 
 def new_key(folder: Path) -> Path:
@@ -74,7 +89,7 @@ def new_key(folder: Path) -> Path:
 def step_seconds(cost: Cost, step: str) -> float:
     """Seconds of one step of a build that was asked for JSON."""
     steps: list[dict[str, Any]] = json.loads(cost.said)["steps"]
-    return sum(s["seconds"] for s in steps if s["name"] == step)
+    return float(sum(s["seconds"] for s in steps if s["name"] == step))
 
 
 def row(
@@ -85,28 +100,12 @@ def row(
     aim: tuple[str, float] | None = None,
     note: str = "",
 ) -> None:
-    """One line: seconds, how many times the peer's (its name, its seconds), the aim (in words, in seconds), a remark."""
+    """One line: seconds, their ratio to the peer's (name, seconds), the aim (in words, in seconds), a remark."""
     ratio = f"{seconds / peer[1]:6.2f} x {peer[0]}" if peer else ""
     met = f"aim {aim[0]}: {'met' if seconds <= aim[1] else 'MISSED'}" if aim else ""
     print(f"  {name:<50} {seconds:7.1f} s  {ratio:<20}  {met:<28}  {note}".rstrip())
 
 
 def megabytes(path: Path) -> float:
-    """The size of a file, or of all files below a folder, in MB of 10^6 bytes."""
-    if path.is_file():
-        return path.stat().st_size / 1e6
-    return tree_size(path)[0] / 1e6
-
-
-def tree_size(root: Path) -> tuple[int, int]:
-    """Bytes of the regular files below a folder, each hard-linked one once, and the number of paths."""
-    size, paths, seen = 0, 0, set()
-    for folder, folders, files in os.walk(root):
-        paths += len(folders) + len(files)
-        for name in files:
-            status = os.lstat(os.path.join(folder, name))  # noqa: PTH118 (a Path for each would double the time)
-            if status.st_mode & 0o170000 != 0o100000 or (status.st_nlink > 1 and status.st_ino in seen):
-                continue
-            seen.add(status.st_ino)
-            size += status.st_size
-    return size, paths
+    """The size of a file in MB of 10^6 bytes."""
+    return path.stat().st_size / 1e6

@@ -36,7 +36,7 @@ class Watch:
     def __init__(self, pid: int, really: bool) -> None:
         self.peak = Peak()
         self._pid, self._really, self._over = pid, really, threading.Event()
-        self._mounts = os.stat("/proc/self/ns/mnt").st_ino
+        self._mounts = (PROC / "self/ns/mnt").stat().st_ino
         self._thread = threading.Thread(target=self._sample, daemon=True)
 
     def __enter__(self) -> Watch:
@@ -44,7 +44,9 @@ class Watch:
             self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._over.set()
         if self._really:
             self._thread.join()
@@ -56,11 +58,11 @@ class Watch:
             for pid in _family(self._pid):
                 with suppress(OSError, ValueError, IndexError):  # it has just ended
                     resident += _resident(pid)
-                    namespace = os.stat(PROC / str(pid) / "ns/mnt").st_ino
+                    namespace = (PROC / str(pid) / "ns/mnt").stat().st_ino
                     if namespace not in seen:
                         blocks.update(_tmpfs(pid))
                         # A process that has changed its root sees only a part: look again through the others.
-                        if os.path.samefile(PROC / str(pid) / "root", "/"):
+                        if (PROC / str(pid) / "root").samefile("/"):
                             seen.add(namespace)
             self.peak = Peak(max(self.peak.processes, resident), max(self.peak.tmpfs, sum(blocks.values())))
 
@@ -68,12 +70,12 @@ class Watch:
 def _family(first: int) -> Iterator[int]:
     """A process and its descendants, by the parents that /proc tells (proc_pid_stat(5))."""
     children = defaultdict(list)
-    for name in os.listdir(PROC):
-        if name.isdigit():
+    for process in PROC.iterdir():
+        if process.name.isdigit():
             with suppress(OSError, IndexError):
                 # The name of the program stands in brackets and may hold anything.
-                fields = (PROC / name / "stat").read_text(errors="replace").rpartition(")")[2].split()
-                children[int(fields[1])].append(int(name))
+                fields = (process / "stat").read_text(errors="replace").rpartition(")")[2].split()
+                children[int(fields[1])].append(int(process.name))
     todo = [first]
     while todo:
         pid = todo.pop()
@@ -89,11 +91,11 @@ def _resident(pid: int) -> int:
 
 def _tmpfs(pid: int) -> Iterator[tuple[int, int]]:
     """The tmpfs file systems a process sees that we do not: device number and bytes used."""
-    ours = {os.stat(line.split()[4]).st_dev for line in _mounted("self")}
+    ours = {Path(line.split()[4]).stat().st_dev for line in _mounted("self")}
     for line in _mounted(str(pid)):
         with suppress(OSError):
-            at = f"/proc/{pid}/root{line.split()[4]}"
-            device = os.stat(at).st_dev
+            at = Path(f"/proc/{pid}/root{line.split()[4]}")
+            device = at.stat().st_dev
             if device not in ours:
                 used = os.statvfs(at)
                 yield device, (used.f_blocks - used.f_bfree) * used.f_frsize

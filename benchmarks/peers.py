@@ -7,11 +7,11 @@ from pathlib import Path
 
 Argv = list[str | Path]
 
-# The initramfs makers read /lib/modules and /boot: they get the capsule's kernel there, in a mount namespace of their own.
+# The initramfs makers read /lib/modules and /boot: they get the capsule's kernel there, and nobody else.
 WITH_KERNEL = 'mount --bind "$1/usr/lib/modules" /lib/modules && mount --bind "$1/boot" /boot && shift && exec "$@"'
 # systemd-nspawn, which mkosi runs, refuses a /run that lies on a disk: it gets its own corner of it in memory.
-WITH_RUN = 'mkdir -p "$1" && mount -t tmpfs -o mode=0755 nspawn "$1" && shift && exec "$@"'
-NSPAWN = "/run/systemd/nspawn"
+WITH_RUN = 'mount -t tmpfs -o mode=0755 nspawn "$1" && shift && exec "$@"'
+NSPAWN = Path("/run/systemd/nspawn")
 # Warewulf 4 ships its images so.
 CPIO = 'cd "$1" && find . -xdev | cpio --quiet -o -H newc | gzip >"$2"'
 
@@ -24,8 +24,8 @@ def mmdebstrap(suite: str, packages: Sequence[str], out: Path) -> Argv:
 def mkosi(suite: str, packages: Sequence[str], folder: Path) -> Argv:
     """A folder with a minimal system and the packages, documentation kept as the others do; nothing to boot it.
 
-    ``folder``/cache is its package cache. (Its --incremental does nothing without a build script: it looks for the
-    cached image of that one too, and makes everything anew.)
+    ``folder``/cache is its package cache; NSPAWN has to be a folder. (Its --incremental does nothing without a build
+    script: it looks for the cached image of that one too, and makes everything anew.)
     """
     return [
         "unshare", "--mount", "sh", "-euc", WITH_RUN, "sh", NSPAWN,

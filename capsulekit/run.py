@@ -100,7 +100,7 @@ def run(
     args = [*tied("KILL", purpose), tool(str(argv[0]), purpose), *(str(a) for a in argv[1:])]
     env = None if env is None else {**env, **CLOCK}
     source = subprocess.PIPE if isinstance(stdin, bytes) else stdin or subprocess.DEVNULL
-    _announce(argv)
+    announce(_surrounded(argv, cwd, env))
     with subprocess.Popen(
         args, cwd=cwd, env=env, stdin=source, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as child:
@@ -121,9 +121,17 @@ def run(
 show_commands = False
 
 
-def _announce(argv: Sequence[str | Path]) -> None:
+def announce(argv: Sequence[str | Path]) -> None:
+    """Show a command that is about to run, where `--verbose` asked for it."""
     if show_commands:
         sys.stderr.write("+ " + shlex.join(str(a) for a in argv) + "\n")
+
+
+def _surrounded(argv: Sequence[str | Path], cwd: Path | None, env: Mapping[str, str] | None) -> list[str | Path]:
+    """A command line that brings its folder and its environment with it."""
+    folder = [] if cwd is None else [f"--chdir={cwd}"]
+    variables = [] if env is None else ["-i", *(f"{name}={value}" for name, value in env.items())]
+    return ["env", *folder, *variables, *argv] if folder or variables else [*argv]
 
 
 def tied(signal: str, purpose: str) -> list[str]:
@@ -167,7 +175,8 @@ def run_apart(
     if memory is not None:
         env["CAPSULEKIT_MEMORY"] = str(memory)
     args = [*tied("KILL", purpose), *apart, tool(str(argv[0]), purpose), *(str(a) for a in argv[1:])]
-    _announce(argv)
+    # Pasted without its namespaces it would mount on the machine itself.
+    announce(_surrounded([*apart, *argv], cwd, env))
     with subprocess.Popen(
         args,
         cwd=cwd,

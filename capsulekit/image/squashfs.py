@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import IO
 
 from capsulekit.errors import CapsulekitError
-from capsulekit.run import CLOCK, as_root_by_name, failed, run, tied, tool
+from capsulekit.run import CLOCK, announce, as_root_by_name, failed, run, tied, tool
 
 BLOCK = 1 << 20
 MEMORY = "256M"
@@ -31,6 +31,7 @@ def layer_from_tar(out: Path, epoch: int, level: int) -> Iterator[IO[bytes]]:
     # SOURCE_DATE_EPOCH beside -mkfs-time is fatal to squashfs-tools 4.5, so the environment is made anew.
     env = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LC_ALL": "C.UTF-8", "TZ": "UTC", **CLOCK}
     log = out.with_suffix(".log")
+    announce(argv)
     try:
         with log.open("wb") as errors:
             child = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=errors, stderr=errors, env=env)

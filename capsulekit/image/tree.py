@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO
 
 from capsulekit.errors import CapsulekitError
-from capsulekit.run import failed, tied, tool
+from capsulekit.run import announce, failed, tied, tool
 
 PURPOSE = "read the folder"
 CHUNK = 1 << 20
@@ -50,6 +50,7 @@ def tar_of(
     argv += ["--wildcards-match-slash", *(f"--exclude=./{pattern}" for pattern in leave_out), "-cf", "-"]
     argv += ["--no-recursion", *(f"./{name}" for name in alone), "--recursion"]
     argv += [name if name == "." else f"./{name}" for name in names]
+    announce(argv)
     with log.open("wb") as errors:
         child = subprocess.Popen(
             [*tied("KILL", PURPOSE), *argv], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, env=ENV

@@ -33,7 +33,6 @@ begin() {
 
 end() {
     inside "$root" -newercc "$work/mark" -printf '%P\0' >"$work/changed/$1"
-    break_after "$1"
 }
 
 break_after() {
@@ -125,6 +124,7 @@ if [ -s "$work/groups" ] || [ -s "$work/users" ]; then
     add_users
     end users
 fi
+break_after users
 "$python" -P -m capsulekit.rootfs.place files "$root" "$work"
 mark_updated
 break_after files
@@ -133,6 +133,7 @@ if [ -s "$work/units" ]; then
     set_units
     end services
 fi
+break_after services
 for script in "$work"/scripts/*; do
     [ -e "$script" ] || continue
     name=${script##*/}
@@ -140,10 +141,12 @@ for script in "$work"/scripts/*; do
     begin
     run_script "$script" "$name"
     end "script $name"
+    break_after "script $name"
 done
 begin
 make_caches "$root" "$work/caches" begin
 end caches
+break_after caches
 
 umount_inside "$root"
 if [ -e "$work/closure" ]; then

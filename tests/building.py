@@ -1,0 +1,111 @@
+"""Builds run by tests as their author would run them, and a look at what they leave behind."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import built
+
+from capsulekit.cache import default_cache_dir
+from capsulekit.capsule.read import open_capsule
+
+PROGRAM = Path(sys.executable).with_name("capsulekit")
+
+
+def sh(*argv: str | Path, timeout: float = 300, **how: object) -> subprocess.CompletedProcess[str]:
+    """Run a program to its end, whatever that is."""
+    return subprocess.run([str(a) for a in argv], capture_output=True, text=True, check=False, timeout=timeout, **how)  # type: ignore[call-overload, no-any-return]
+
+
+def ok(*argv: str | Path, **how: object) -> str:
+    done = sh(*argv, **how)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def build_words(recipe: Path, out: Path, cache: Path, *more: str | Path) -> list[str]:
+    words = [PROGRAM, "build", recipe, "-o", out, "--key", built.author_key(), "--cache-dir", cache, *more]
+    return [str(w) for w in words]
+
+
+def cold_cache(where: Path, *kept: str, indexes: bool = False, of: Path | None = None) -> Path:
+    """A cache with the downloaded packages of another (the machine's) and of its results only the steps ``kept``.
+
+    With ``indexes`` it shares the archive's indexes too, which takes seconds off a build without a lock.
+    """
+    theirs = of or default_cache_dir()
+    shutil.copytree(theirs / "packages", where / "packages", copy_function=_link)
+    if indexes:
+        (where / "apt").symlink_to((theirs / "apt").resolve())
+    for step in (p for name in kept for p in (theirs / "steps").glob(f"{name}-*")):
+        shutil.copytree(step, where / "steps" / step.name, copy_function=_link)
+    return where
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def lock_of(capsule: Path, folder: Path) -> Path:
+    with open_capsule(capsule) as opened:
+        (folder / "its.lock").write_bytes(opened.read_member("capsule.lock"))
+    return folder / "its.lock"
+
+
+def unpacked(capsule: Path, folder: Path) -> Path:
+    folder.mkdir()
+    ok("tar", "-C", folder, "-xf", capsule)
+    return folder
+
+
+def refused(done: subprocess.CompletedProcess[str], status: int, *words: str) -> str:
+    """One clear line and mostly a hint, the status of cli.md, nothing on stdout."""
+    assert done.returncode == status, done.stdout + done.stderr
+    lines = done.stderr.splitlines()
+    assert done.stdout == "" and lines and len(lines) <= 2, done.stderr
+    assert lines[0].startswith("ERROR: ") and "Traceback" not in done.stderr
+    assert len(lines) == 1 or lines[1].startswith("       ")
+    for word in words:
+        assert word in done.stderr, done.stderr
+    return done.stderr
+
+
+def mounts(folder: Path) -> list[str]:
+    return [line for line in Path("/proc/mounts").read_text().splitlines() if str(folder) in line]
+
+
+def running(folder: Path) -> list[str]:
+    found = []
+    for process in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = process.read_bytes().replace(b"\0", b" ").decode("utf-8", "replace")
+        except OSError:
+            continue
+        if str(folder) in words and "pytest" not in words:
+            found.append(words)
+    return found
+
+
+def nothing_left(folder: Path, cache: Path) -> None:
+    assert [p.name for p in folder.iterdir() if p.suffix in (".vnfs", ".part") or p.name.startswith(".")] == []
+    assert [p.name for p in (cache / "tmp").iterdir() if p.name != ".lock"] == []
+    assert not [p for p in (cache / "steps").iterdir() if p.is_dir() and not (p / ".step.json").exists()]
+    assert mounts(folder) == [] and mounts(cache) == []
+    assert running(folder) == []
+
+
+def wait_for(condition: Callable[[], object], seconds: float) -> bool:
+    """Whether it came true in time."""
+    deadline = time.monotonic() + seconds
+    while not (found := bool(condition())) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return found
