@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -20,6 +21,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="make bench")
     parser.add_argument("only", nargs="?", choices=sorted(parts))
     only = parser.parse_args().only
+    # Ended from outside, it ends the running command too and removes what was made.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     with tempfile.TemporaryDirectory(prefix="capsulekit-bench-", dir="/var/tmp") as name:
         for part, run in parts.items():

@@ -47,7 +47,7 @@ def measure(argv: Sequence[str | Path], *, cwd: Path | None = None, watched: boo
                 # wait4(2) counts the children that the command itself has waited for, and theirs.
                 _, status, usage = os.wait4(child.pid, 0)
         except BaseException:
-            child.kill()
+            child.terminate()  # it clears away what it has begun
             child.wait()
             raise
         seconds = time.monotonic() - start

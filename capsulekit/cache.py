@@ -99,13 +99,13 @@ class Cache:
             )
         target = self.package(sha256)
         target.parent.mkdir(exist_ok=True)
-        part = target.with_name(f".{target.name}.{os.getpid()}")
-        part.unlink(missing_ok=True)
-        try:
-            os.link(source, part)
-        except OSError:
-            shutil.copyfile(source, part)
-        part.rename(target)
+        with self.scratch("package") as folder:  # where the next build sweeps when this one is killed
+            part = folder / target.name
+            try:
+                os.link(source, part)
+            except OSError:
+                shutil.copyfile(source, part)
+            part.rename(target)
         return target
 
     def has_step(self, name: str, inputs: Mapping[str, Any]) -> bool:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import fcntl
+import glob
 import hashlib
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -27,7 +28,7 @@ def fsync_dir(path: Path) -> None:
 def atomic_file(path: Path, mode: int = 0o644) -> Iterator[IO[bytes]]:
     """A file that appears under ``path`` only when the block ends well; otherwise nothing is left behind."""
     try:
-        fd, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        fd, name = _part_of(path)
     except OSError as error:
         # The user asked for this file, not for the one beside it.
         raise OSError(error.errno, os.strerror(error.errno or 0), str(path)) from None
@@ -42,6 +43,33 @@ def atomic_file(path: Path, mode: int = 0o644) -> Iterator[IO[bytes]]:
         Path(name).unlink(missing_ok=True)
         raise
     fsync_dir(path.parent)
+
+
+def _part_of(path: Path) -> tuple[int, str]:
+    """A file beside ``path`` to write to: its descriptor, which holds a lock for as long as we live, and its name."""
+    while True:
+        fd, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        _try_lock(fd)
+        if os.fstat(fd).st_nlink:
+            return fd, name
+        os.close(fd)  # remove_parts was quicker than our lock
+
+
+def remove_parts(path: Path) -> None:
+    """Remove what atomic_file has left beside ``path`` where it was killed: nobody holds its lock any more."""
+    for part in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+        with suppress(OSError), part.open("rb") as file:
+            if _try_lock(file.fileno()):
+                part.unlink()
+
+
+def _try_lock(fd: int) -> bool:
+    """Whether the file is ours now: not where somebody else holds it, nor where a file system knows no locks."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def atomic_write(path: Path, data: bytes, mode: int = 0o644) -> None:

@@ -7,7 +7,8 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import built
@@ -80,19 +81,36 @@ def refused(done: subprocess.CompletedProcess[str], status: int, *words: str) ->
 
 
 def mounts(folder: Path) -> list[str]:
-    return [line for line in Path("/proc/mounts").read_text().splitlines() if str(folder) in line]
+    """What is mounted below a folder, in any namespace of the machine."""
+    found = set()
+    for table in {ns.readlink(): ns.parent.parent / "mounts" for ns in _each("ns/mnt")}.values():
+        with suppress(OSError):  # it has just ended
+            found |= {line for line in table.read_text().splitlines() if f"{folder}/" in f"{line.split()[1]}/"}
+    return sorted(found)
 
 
 def running(folder: Path) -> list[str]:
+    """Processes that have a folder on their command line or are in it; not those that called this."""
+    ours, here = set(), os.getpid()
+    while here:
+        ours.add(here)
+        here = int(Path(f"/proc/{here}/stat").read_text().rpartition(")")[2].split()[1])
     found = []
-    for process in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
+    for process in _each("cmdline"):
+        with suppress(OSError):
             words = process.read_bytes().replace(b"\0", b" ").decode("utf-8", "replace")
-        except OSError:
-            continue
-        if str(folder) in words and "pytest" not in words:
-            found.append(words)
+            inside = [str((process.parent / link).readlink()) for link in ("cwd", "root")]
+            if any(str(folder) in text for text in (words, *inside)) and int(process.parent.name) not in ours:
+                found.append(words or process.parent.name)
     return found
+
+
+def _each(name: str) -> Iterator[Path]:
+    """That file of every process that can be looked at."""
+    for path in Path("/proc").glob(f"[0-9]*/{name}"):
+        with suppress(OSError):
+            path.stat()
+            yield path
 
 
 def nothing_left(folder: Path, cache: Path) -> None:

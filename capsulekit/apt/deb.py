@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from capsulekit.files import atomic_write
+from capsulekit.files import atomic_write, remove_parts
 from capsulekit.run import run
 
 
@@ -15,6 +15,7 @@ def control(deb: Path) -> str:
     if kept.exists():
         return kept.read_text(encoding="utf-8")
     text = run(["dpkg-deb", "-f", deb], purpose="read a package's control file")
+    remove_parts(kept)  # of a build that was killed here
     atomic_write(kept, text.encode())
     return text
 

@@ -15,7 +15,7 @@ from typing import IO
 from capsulekit.capsule import layout, tar
 from capsulekit.capsule.manifest import MEMBER, Manifest
 from capsulekit.errors import CapsulekitError, TrustError
-from capsulekit.files import CHUNK, atomic_file, sha256_bytes
+from capsulekit.files import CHUNK, atomic_file, remove_parts, sha256_bytes
 from capsulekit.trust import minisign
 from capsulekit.trust.minisign import PublicKey, SecretKey
 
@@ -73,6 +73,7 @@ def write_capsule(out: Path, manifest: Manifest, members: Sequence[Member], sign
         content.append(Member(name, data))
         summed[name] = (len(data), sha256_bytes(data))
     content.sort(key=lambda m: layout.rank(m.name))
+    remove_parts(out)  # of a build that was killed while it wrote; they are as large as a capsule
     with _one_line(out), atomic_file(out) as file:
         written = 0
         for member in content:

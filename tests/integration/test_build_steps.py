@@ -40,7 +40,7 @@ base = "extract"
 [kernel]
 package = "linux-image-cloud-amd64"
 modules = ["loop", "squashfs", "overlay"]
-[files."/etc/motd"]
+[files."/etc/greeting"]
 content = "@{greeting}\\n"
 [image]
 release_level = 9
@@ -107,7 +107,7 @@ def read(capsule: Path, path: str) -> str | None:
     with_parts = capsule.with_suffix(".parts")
     if not with_parts.exists():
         unpacked(capsule, with_parts)
-    done = sh("unsquashfs", "-cat", with_parts / "layers/rootfs.squashfs", path)
+    done = sh("unsquashfs", "-cat", with_parts / "layers/rootfs.squashfs", path, errors="replace")
     return done.stdout if done.returncode == 0 else None
 
 
@@ -144,11 +144,10 @@ def test_nothing_changed_and_nothing_is_made(first: tuple[Desk, Report], desk: D
     again = desk.build()
     assert again.made == set()
     assert again.capsule.read_bytes() == first[1].capsule.read_bytes()
-    assert desk.from_nothing().capsule.read_bytes() == first[1].capsule.read_bytes()
 
 
 CHANGES: dict[str, tuple[tuple[str, str, str], set[str], tuple[str, str]]] = {
-    "a file": (("parent.toml", "@{greeting}", "bye"), {"root file system"}, ("etc/motd", "bye\n")),
+    "a file": (("parent.toml", "@{greeting}", "bye"), {"root file system"}, ("etc/greeting", "bye\n")),
     "a script": (("odd.sh", "odd >", "even >"), {"root file system"}, ("etc/odd", "even\n")),
     "modules": (("parent.toml", '["loop", ', '["loop", "nbd", '), {"kernel and modules"}, ("etc/odd", "odd\n")),
 }
@@ -172,7 +171,7 @@ def test_a_package_that_a_child_adds_is_installed_on_what_its_parents_name(desk:
     assert report.capsule.read_bytes() == desk.from_nothing().capsule.read_bytes()
 
 
-def test_a_changed_account_or_unit_is_brought_into_the_root_that_is_there(
+def test_a_changed_account_or_unit_is_brought_into_the_installed_root(
     system: tuple[Desk, Report], tmp_path: Path
 ) -> None:
     desk = system[0].copy(tmp_path / "desk")
@@ -190,16 +189,19 @@ def test_a_changed_account_or_unit_is_brought_into_the_root_that_is_there(
 
 
 def test_a_root_unpacked_on_the_disk_has_the_bytes_of_one_in_memory(first: tuple[Desk, Report], desk: Desk) -> None:
-    cache = cold_cache(desk.folder / "cold", "modules", "initrd", of=desk.cache, indexes=True)
-    report = desk.build(cache=cache, CAPSULEKIT_SCRATCH="disk")
-    assert report.made == {"root file system", "install 18 packages"} or "root file system" in report.made
-    assert report.capsule.read_bytes() == first[1].capsule.read_bytes()
+    """From nothing, and nothing of it in memory."""
+    cache = cold_cache(desk.folder / "cold", indexes=True, of=desk.cache)
+    done = sh(*desk.words("--locked", "--offline", "-v", cache=cache), env={**os.environ, "CAPSULEKIT_SCRATCH": "disk"})
+    assert done.returncode == 0 and set(re.findall(r"CAPSULEKIT_MEMORY=(\d+)", done.stderr)) == {"0"}, done.stderr
+    assert (desk.folder / "x.vnfs").read_bytes() == first[1].capsule.read_bytes()
+    (desk.folder / "x.vnfs").unlink()
+    nothing_left(desk.folder, cache)
 
 
 # --- looking inside
 
 
-PLACES = {"file": "/etc/motd", "script": "/etc/odd", "user": "/home/admin",
+PLACES = {"file": "/etc/greeting", "script": "/etc/odd", "user": "/home/admin",
           "unit": "/etc/systemd/system/multi-user.target.wants/systemd-networkd.service"}  # fmt: skip
 
 
@@ -275,7 +277,7 @@ def test_an_unknown_step_to_break_at_is_wrong_usage_and_the_known_ones_are_liste
 
 def test_break_without_a_terminal_is_wrong_usage(desk: Desk) -> None:
     done = sh(*desk.words("--break", "files"), stdin=subprocess.DEVNULL)
-    refused(done, 2, "--break opens a shell and needs a terminal")
+    assert done.returncode == 2 and "--break opens a shell and needs a terminal" in done.stderr
 
 
 def test_verbose_prints_every_command_and_a_pasted_one_works(first: tuple[Desk, Report], desk: Desk) -> None:
@@ -289,12 +291,14 @@ def test_verbose_prints_every_command_and_a_pasted_one_works(first: tuple[Desk, 
     # A command that works in a root brings its namespaces, its folder and its environment with it.
     (root,) = (line for line in lines if "customize.sh" in line)
     assert "unshare --mount" in root and "SOURCE_DATE_EPOCH=" in root and "--chdir=" in root
-    (unpack,) = (line for line in lines if line.startswith("dpkg-deb -x"))
-    pasted = Path(unpack.split()[-1])
-    assert not pasted.exists()
-    ok("sh", "-c", unpack)
-    assert list((pasted / "boot").glob("vmlinuz-*"))
-    shutil.rmtree(pasted)
+    unpacking = [line for line in lines if line.startswith("dpkg-deb -x")]
+    pasted = {Path(line.split()[-1]) for line in unpacking}
+    assert len(unpacking) == 2 and len(pasted) == 1 and not any(p.exists() for p in pasted), "the kernel's packages"
+    for line in unpacking:
+        ok("sh", "-c", line)
+    (folder,) = pasted
+    assert list((folder / "boot").glob("vmlinuz-*"))
+    shutil.rmtree(folder)
 
 
 # --- what a build may be asked
@@ -302,7 +306,7 @@ def test_verbose_prints_every_command_and_a_pasted_one_works(first: tuple[Desk, 
 
 def test_set_gives_a_variable_another_value_and_the_capsule_holds_it(desk: Desk) -> None:
     report = desk.build("--locked", "--offline", "--set", "greeting=good day")
-    assert report.made == {"root file system"} and read(report.capsule, "etc/motd") == "good day\n"
+    assert report.made == {"root file system"} and read(report.capsule, "etc/greeting") == "good day\n"
     held = loads_recipe((report.capsule.with_suffix(".parts") / "recipe.toml").read_text(), "recipe.toml")
     assert [f.data for f in held.files] == [b"good day\n"]
     refused(sh(*desk.words("--locked", "--set", "greetings=x")), 2, "greetings", "greeting")
@@ -324,7 +328,8 @@ def test_release_packs_tighter_and_such_a_capsule_is_made_again_like_any_other(
 def test_a_lock_that_was_written_beside_the_recipe_is_what_locked_takes(first: tuple[Desk, Report], desk: Desk) -> None:
     with (desk.folder / "r.lock").open() as lock:
         assert lock.read() == (unpacked(first[1].capsule, desk.folder / "parts") / "capsule.lock").read_text()
-    refused(sh(*desk.words("--locked", "--write-lock")), 2, "--write-lock makes a new lock")
+    done = sh(*desk.words("--locked", "--write-lock"))
+    assert done.returncode == 2 and "--write-lock makes a new lock; it cannot go with --lock or --locked" in done.stderr
     (desk.folder / "r.lock").unlink()
     refused(sh(*desk.words("--locked")), 1, "r.lock: the lock cannot be read: No such file or directory")
     nothing_left(desk.folder, desk.cache)
@@ -346,6 +351,7 @@ def listening() -> Iterator[tuple[int, list[str]]]:
                 except OSError:
                     return
                 came.append(address[0])
+                guest.recv(10_000)
                 guest.sendall(b"HTTP/1.0 200 OK\r\n\r\nhello\n")
                 guest.close()
 
@@ -380,7 +386,7 @@ def test_a_script_that_downloads_something_fails_and_is_named(desk: Desk) -> Non
 
 
 def test_a_file_that_every_boot_would_lose_is_refused(desk: Desk) -> None:
-    desk.edit('"/etc/motd"', '"/run/motd"')
+    desk.edit('"/etc/greeting"', '"/run/motd"')
     done = sh(*desk.words("--locked", "--offline"))
     refused(done, 1, "the file /run/motd would be lost: /run is empty in every capsule")
     nothing_left(desk.folder, desk.cache)
@@ -426,16 +432,14 @@ def test_a_root_too_large_for_its_nodes_is_refused_with_the_ten_largest(
 
 def test_what_a_hybridize_list_moves_out_is_counted_and_is_a_layer_of_its_own(desk: Desk) -> None:
     with (desk.folder / "r.toml").open("a") as recipe:
-        recipe.write('[hybridize]\npaths = ["/usr/share/doc/**", "/usr/share/perl5/**", "/usr/share/none/**"]\n')
+        recipe.write('[hybridize]\npaths = ["/usr/share/doc/**", "/usr/share/dpkg/**", "/usr/share/none/**"]\n')
     report = desk.build()
     assert report.made == {"root file system"}
     lines: list[str] = report.told["hybrid"]  # type: ignore[assignment]
-    doc, perl, none = sorted(lines, key=lambda line: line.partition(":")[0])[:3]
-    del none
-    for line in (doc, perl):
-        assert re.search(r": [1-9]\d* paths stay out of RAM, which saves [0-9.]+ MB \([0-9.]+ MB unpacked\)$", line), (
-            line
-        )
+    said = dict(line.split(": ", 1) for line in lines)
+    saved = r"[1-9]\d* paths stay out of RAM, which saves [0-9.]+ [kM]?B \([0-9.]+ [kM]?B unpacked\)"
+    assert re.fullmatch(saved, said["/usr/share/doc/**"]) and re.fullmatch(saved, said["/usr/share/dpkg/**"])
+    assert said["/usr/share/none/**"] == "nothing leaves the node"
     layers = unpacked(report.capsule, desk.folder / "parts") / "layers"
     listed = {name: ok("unsquashfs", "-l", layers / f"{name}.squashfs") for name in ("rootfs", "hybrid")}
     assert "/usr/share/doc/dash/copyright" in listed["hybrid"]
@@ -444,4 +448,3 @@ def test_what_a_hybridize_list_moves_out_is_counted_and_is_a_layer_of_its_own(de
     shown = ok(PROGRAM, "inspect", report.capsule, "--pubkey", public)
     assert "layers/hybrid.squashfs" in shown and "NOT VERIFIED" not in shown
     assert ok(PROGRAM, "verify", report.capsule, "--pubkey", public).startswith("OK ")
-    assert report.capsule.read_bytes() == desk.from_nothing().capsule.read_bytes()
