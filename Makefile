@@ -3,7 +3,7 @@ NODES ?= 1
 PYTHON := .venv/bin/python
 PYTEST := $(PYTHON) -m pytest
 
-.PHONY: setup demo check test bench clean
+.PHONY: setup demo check test soak bench clean
 
 setup:
 	@./setup.sh base
@@ -20,6 +20,11 @@ check:
 test:
 	@./setup.sh test
 	@$(PYTEST) tests/unit tests/integration tests/e2e
+
+# What `make test` does a few times, very often.
+soak:
+	@./setup.sh test
+	@CAPSULEKIT_SOAK=200 $(PYTEST) -s tests/integration/test_build_killed.py
 
 bench:
 	@./setup.sh bench

@@ -16,7 +16,7 @@ from capsulekit.recipe.load import load_recipe
 from capsulekit.rootfs import root
 
 SIZES = (200_000_000, 4_000_000_000)
-FLAT = 1.25  # times the smaller tree's peak
+FLAT = 1.5  # times the smaller tree's peak: mksquashfs fills its buffers (at most 256 MB) and keeps a table of paths
 SMALL = """
 [capsule]
 name = "bench-small"
@@ -62,9 +62,9 @@ def bench_growth(folder: Path) -> None:
     step = _RootStep(recipe, cache)
     packs, roots = [], []
     for size in SIZES:
-        fill(tree, size)
+        fill(tree / "srv", size)
         packs.append(_Point(*tree_size(tree), pack(tree, folder, watched=True)))
-        roots.append(_Point(*tree_size(tree), step.build(tree)))
+        roots.append(_Point(*tree_size(tree / "srv"), step.build(tree)))
     _print("capsulekit pack", packs)
     _print("capsulekit build, the root step alone", roots)
     most = memory.room_for(0)
@@ -119,8 +119,8 @@ def _print(name: str, points: list[_Point]) -> None:
         assert point.cost.peak is not None
         peaks.append(point.cost.peak.processes)
         told = f"{point.size / 1e6:5.0f} MB, {point.paths} paths, {point.cost.seconds:.1f} s"
-        tmpfs = point.cost.peak.tmpfs / 1e6
-        print(f"  {name:<40} processes {peaks[-1] / 1e6:5.0f} MB  tmpfs {tmpfs:5.0f} MB  tree {told}")
+        own, tmpfs = point.cost.peak.own / 1e6, point.cost.peak.tmpfs / 1e6
+        print(f"  {name:<40} {peaks[-1] / 1e6:4.0f} MB, {own:4.0f} of it our own; tmpfs {tmpfs:4.0f} MB; tree {told}")
     growth = peaks[-1] / peaks[0]
     met = "met" if growth <= FLAT else "MISSED"
     times = points[-1].size / points[0].size

@@ -17,12 +17,14 @@ PROC = Path("/proc")
 
 @dataclass(frozen=True)
 class Peak:
-    """The most that any sample saw, in bytes: ``processes`` as their resident sets summed up, ``tmpfs`` as blocks used.
+    """The most that any sample saw, in bytes: resident sets of the command's first process (``own``) and of all its
+    ``processes`` together, and the used blocks of its ``tmpfs``.
 
     A resident set is anonymous memory and mapped files, so a library that two processes share counts twice. Pages of a
     tmpfs that are mapped count as tmpfs only. The kernel's page cache of files on a disk is nobody's and not counted.
     """
 
+    own: int = 0
     processes: int = 0
     tmpfs: int = 0
 
@@ -53,18 +55,20 @@ class Watch:
 
     def _sample(self) -> None:
         while not self._over.wait(PERIOD):
-            resident, blocks = 0, dict[int, int]()
+            resident, blocks = dict[int, int](), dict[int, int]()
             seen = {self._mounts}
             for pid in _family(self._pid):
                 with suppress(OSError, ValueError, IndexError):  # it has just ended
-                    resident += _resident(pid)
+                    resident[pid] = _resident(pid)
                     namespace = (PROC / str(pid) / "ns/mnt").stat().st_ino
                     if namespace not in seen:
                         blocks.update(_tmpfs(pid))
                         # A process that has changed its root sees only a part: look again through the others.
                         if (PROC / str(pid) / "root").samefile("/"):
                             seen.add(namespace)
-            self.peak = Peak(max(self.peak.processes, resident), max(self.peak.tmpfs, sum(blocks.values())))
+            seen_now = (resident.get(self._pid, 0), sum(resident.values()), sum(blocks.values()))
+            before = (self.peak.own, self.peak.processes, self.peak.tmpfs)
+            self.peak = Peak(*map(max, before, seen_now))
 
 
 def _family(first: int) -> Iterator[int]:

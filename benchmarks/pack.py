@@ -7,7 +7,6 @@ import shutil
 from pathlib import Path
 
 from benchmarks.build import RECIPE
-from benchmarks.growth import bench_growth
 from benchmarks.measure import Cost, measure, megabytes
 from benchmarks.peers import cpio_gzip, mksquashfs
 from benchmarks.trees import built, pack, tree_size, unpacked
@@ -25,7 +24,7 @@ include = ["acl"]
 
 
 def bench_pack(folder: Path) -> None:
-    """Rate and CPU seconds, then memory (growth.py)."""
+    """Rates, seconds and CPU seconds."""
     # The cache of the build's figures is full; alone, the author's own may be.
     cache = folder / "cache" if (folder / "cache").is_dir() else default_cache_dir()
     recipe = folder / "packed.toml"
@@ -48,7 +47,6 @@ def bench_pack(folder: Path) -> None:
     for path in (image, archive):
         path.unlink()
     shutil.rmtree(tree)
-    bench_growth(folder)
 
 
 def _row(name: str, size: int, cost: Cost, peer: Cost | None = None, peer_name: str = "", note: str = "") -> None:

@@ -45,17 +45,17 @@ def _merge_usr(tree: Path) -> None:
             (tree / name).symlink_to(f"usr/{name}")
 
 
-def fill(tree: Path, size: int) -> None:
-    """Add files below srv/ until the tree's have ``size`` bytes together; no two alike, a quarter of each random.
+def fill(folder: Path, size: int) -> None:
+    """Add files until those of the folder have ``size`` bytes together; no two alike, a quarter of each random.
 
     Their sizes differ as they do in life: mksquashfs compares every file with all others of its size.
     """
-    lacking = max(0, size - tree_size(tree)[0])
+    lacking = max(0, size - tree_size(folder)[0])
     for number in range(lacking // FILE):
-        folder = tree / f"srv/{size}/{number // FOLDER:04}"
+        place = folder / f"{size}/{number // FOLDER:04}"
         if number % FOLDER == 0:
-            folder.mkdir(parents=True)
-        (folder / f"file-{number:06}").write_bytes(os.urandom((FILE // 2 + number * 4099 % FILE) // 4) * 4)
+            place.mkdir(parents=True)
+        (place / f"file-{number:06}").write_bytes(os.urandom((FILE // 2 + number * 4099 % FILE) // 4) * 4)
 
 
 def pack(tree: Path, folder: Path, *, watched: bool = False) -> Cost:

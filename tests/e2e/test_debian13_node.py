@@ -38,10 +38,13 @@ def booted(bench: Bench) -> Iterator[Booted]:
     bench.site.command("node", "add", machine.machine.mac, "deb13.new")
     bench.site.command("node", "set", "vnfs", manifest.full_name, "deb13")
     machine.start()
-    bench.site.wait_ready(machine.machine.mac, BOOT)
-    machine.console.sendline("")
-    machine.console.expect(r"root@[a-z0-9]+:~# ", 120)
-    yield Booted(machine, manifest)
+    try:
+        bench.site.wait_ready(machine.machine.mac, BOOT)
+        machine.console.sendline("")
+        machine.console.expect(r"root@[a-z0-9]+:~# ", 120)
+        yield Booted(machine, manifest)
+    finally:
+        machine.stop()
 
 
 def test_it_runs_debian_13_with_the_capsules_kernel(booted: Booted) -> None:

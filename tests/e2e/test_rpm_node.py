@@ -49,8 +49,11 @@ def booted(bench: Bench, capsule: Path) -> Iterator[Booted]:
     bench.site.command("node", "add", machine.machine.mac, "rpm0.new")
     bench.site.command("node", "set", "vnfs", f"{manifest.name}-{manifest.version}.{manifest.arch}", "rpm0")
     machine.start()
-    bench.site.wait_ready(machine.machine.mac, BOOT)
-    yield Booted(machine, manifest)
+    try:
+        bench.site.wait_ready(machine.machine.mac, BOOT)
+        yield Booted(machine, manifest)
+    finally:
+        machine.stop()
 
 
 def test_the_node_runs_the_kernel_out_of_the_kernel_packages(booted: Booted) -> None:
