@@ -124,8 +124,9 @@ def test_a_damaged_result_is_never_made_again_from_a_damaged_package(small: Path
     words = build_words(built.BUSYBOX, tmp_path / "x.vnfs", cold, "--lock", lock_of(small, tmp_path))
     ok(*words)
     (tmp_path / "x.vnfs").unlink()
-    with next((cold / "steps").glob("rootfs-*/rootfs.squashfs")).open("ab") as layer:
-        layer.write(b"x")
+    for result in ("rootfs-*/rootfs.squashfs", "install-*/root.tar"):
+        with next((cold / "steps").glob(result)).open("ab") as damaged:
+            damaged.write(b"x")
     digest = next(p.sha256 for p in load(tmp_path / "its.lock").sets["rootfs"] if p.name == "busybox-static")
     package = cold / "packages" / digest[:2] / f"{digest}.pkg"
     package.unlink()  # it is a link to the machine's own cache
