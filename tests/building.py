@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import built
@@ -16,6 +17,7 @@ import built
 from capsulekit.cache import default_cache_dir
 from capsulekit.capsule.read import open_capsule
 
+PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 PROGRAM = Path(sys.executable).with_name("capsulekit")
 
 
@@ -102,6 +104,29 @@ def running(folder: Path) -> list[str]:
             inside = [str((process.parent / link).readlink()) for link in ("cwd", "root")]
             if any(str(folder) in text for text in (words, *inside)) and int(process.parent.name) not in ours:
                 found.append(words or process.parent.name)
+    return found
+
+
+@contextmanager
+def adopting() -> Iterator[Callable[[], list[str]]]:
+    """What is orphaned meanwhile becomes a child of ours (prctl(2)), wherever it hides: the command lines of those."""
+    libc = ctypes.CDLL(None)
+    assert libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
+    try:
+        yield lambda: [words for words, state in _below(os.getpid()) if state != "Z"]
+    finally:
+        libc.prctl(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+
+
+def _below(process: int) -> list[tuple[str, str]]:
+    """Command line and state (proc(5)) of all that this process has started, and of what those have."""
+    found = []
+    for stat in _each("stat"):
+        with suppress(OSError):
+            name, _, rest = stat.read_text().partition("(")[2].rpartition(")")
+            if int(rest.split()[1]) == process:
+                words = (stat.parent / "cmdline").read_bytes().replace(b"\0", b" ").decode("utf-8", "replace")
+                found += [(words or name, rest.split()[0]), *_below(int(stat.parent.name))]
     return found
 
 
