@@ -6,7 +6,7 @@ cd "$(dirname "$0")"
 
 BASE="arch-test debian-archive-keyring dnf dnsmasq-base gpg hostname iproute2 ipxe kmod mmdebstrap rpm shellcheck squashfs-tools uidmap"
 DEMO="$BASE ipxe-qemu qemu-system-x86"
-TEST="$DEMO acl busybox-static cpio createrepo-c curl dash datefudge e2fsprogs gcc git libc6-dev libcap2-bin minisign openssh-client openssl"
+TEST="$DEMO acl busybox-static cpio createrepo-c curl dash datefudge e2fsprogs gcc git gpg-agent libc6-dev libcap2-bin minisign openssh-client openssl"
 BENCH="$DEMO cpio dracut-core initramfs-tools-core mkosi zstd"
 
 case ${1:-} in
