@@ -109,24 +109,30 @@ def running(folder: Path) -> list[str]:
 
 @contextmanager
 def adopting() -> Iterator[Callable[[], list[str]]]:
-    """What is orphaned meanwhile becomes a child of ours (prctl(2)), wherever it hides: the command lines of those."""
+    """What is orphaned meanwhile becomes a child of ours (prctl(2)), wherever it hides: the command lines of those.
+
+    What this process had started before (multiprocessing keeps a helper until its end) is none of theirs.
+    """
     libc = ctypes.CDLL(None)
     assert libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
+    before = _below(os.getpid()).keys()
     try:
-        yield lambda: [words for words, state in _below(os.getpid()) if state != "Z"]
+        yield lambda: [
+            words for number, (words, state) in _below(os.getpid()).items() if state != "Z" and number not in before
+        ]
     finally:
         libc.prctl(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
 
 
-def _below(process: int) -> list[tuple[str, str]]:
+def _below(process: int) -> dict[int, tuple[str, str]]:
     """Command line and state (proc(5)) of all that this process has started, and of what those have."""
-    found = []
+    found = {}
     for stat in _each("stat"):
         with suppress(OSError):
             name, _, rest = stat.read_text().partition("(")[2].rpartition(")")
             if int(rest.split()[1]) == process:
                 words = (stat.parent / "cmdline").read_bytes().replace(b"\0", b" ").decode("utf-8", "replace")
-                found += [(words or name, rest.split()[0]), *_below(int(stat.parent.name))]
+                found |= {int(stat.parent.name): (words or name, rest.split()[0])} | _below(int(stat.parent.name))
     return found
 
 

@@ -55,7 +55,8 @@ class Times:
         """About how long it takes when some results are there: the root on one core, the rest on the other."""
         lacking = {name: 0.0 if name in left else seconds for name, seconds in self.steps.items()}
         longest = max(self.steps["rootfs"], self.steps["modules"] + self.steps["initrd"])
-        return self.whole - longest + max(lacking["rootfs"], lacking["modules"] + lacking["initrd"])
+        # What was measured of the steps, beside each other, may be more than the whole was.
+        return max(1.0, self.whole - longest + max(lacking["rootfs"], lacking["modules"] + lacking["initrd"]))
 
 
 def measured(words: list[str]) -> Times:

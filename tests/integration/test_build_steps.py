@@ -171,6 +171,7 @@ def test_a_package_that_a_child_adds_is_installed_on_what_its_parents_name(desk:
     assert report.capsule.read_bytes() == desk.from_nothing().capsule.read_bytes()
 
 
+@pytest.mark.long
 def test_a_changed_account_or_unit_is_brought_into_the_installed_root(
     system: tuple[Desk, Report], tmp_path: Path
 ) -> None:
