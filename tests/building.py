@@ -126,7 +126,7 @@ def adopting() -> Iterator[Callable[[], list[str]]]:
 
 def _below(process: int) -> dict[int, tuple[str, str]]:
     """Command line and state (proc(5)) of all that this process has started, and of what those have."""
-    found = {}
+    found: dict[int, tuple[str, str]] = {}
     for stat in _each("stat"):
         with suppress(OSError):
             name, _, rest = stat.read_text().partition("(")[2].rpartition(")")
