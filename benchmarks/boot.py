@@ -10,7 +10,8 @@ from benchmarks.build import RECIPE
 from capsulekit.build import BuildOptions, build
 from capsulekit.cache import default_cache_dir
 from capsulekit.progress import Progress
-from capsulekit.stage1 import build_stage1, default_recipe
+from capsulekit.stage1 import build_stage1
+from capsulekit.stage1recipe import VIRTUAL, shipped_recipe
 from capsulekit.trust.minisign import create_key_files
 from provisioner.lab.demo import mac_of, steps_text
 from provisioner.lab.lab import Lab
@@ -23,7 +24,7 @@ def bench_boot(folder: Path) -> None:
     key, capsule, stage1 = folder / "author2", folder / "boot.vnfs", folder / "boot-stage1"
     create_key_files(key, None)
     result = build(BuildOptions(RECIPE, capsule, key, None, False, default_cache_dir()), lambda: b"", Progress())
-    build_stage1(default_recipe(), stage1, default_cache_dir(), Progress())
+    build_stage1(shipped_recipe(VIRTUAL), stage1, default_cache_dir(), Progress())
     with Lab(folder / "lab") as lab:
         site = LabSite(folder / "site")
         site.init(lab, stage1, "--default-vnfs", result.name)

@@ -146,7 +146,8 @@ def _check_options(recipe: Recipe, options: BuildOptions) -> None:
 def request_of(recipe: Recipe, maker: Distro) -> Request:
     """What the recipe asks of its distribution."""
     kernel_packages = (recipe.kernel_package, *recipe.kernel_extra)
-    return Request(recipe.base, recipe.stages, kernel_packages, maker.stage2_packages)
+    stage2 = (*maker.stage2_packages, *(maker.hybrid_packages if recipe.hybridize else ()))
+    return Request(recipe.base, recipe.stages, kernel_packages, stage2)
 
 
 def make_lock(recipe: Recipe, maker: Distro) -> Lock:

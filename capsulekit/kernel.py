@@ -24,6 +24,9 @@ LAYER = "modules.squashfs"
 # What RPM kernels keep beside their modules and a node does not read there: the image is the capsule's boot/vmlinuz.
 NOT_MODULES = ("vmlinuz", ".vmlinuz.hmac", "System.map", "symvers.gz", "symvers.xz", "symvers.zst")
 
+# What mounts the network layer of a hybrid capsule; stage 2 loads it from the modules layer.
+HYBRID_MODULES = ("nfs", "nfsv4")
+
 
 @dataclass(frozen=True)
 class KernelTree:
@@ -91,7 +94,7 @@ def inputs(recipe: Recipe, lock: Lock, merged: bool) -> dict[str, Any]:
     """Everything that decides the bytes of the kernel's image and modules layer."""
     return {
         "packages": [p.sha256 for p in lock.sets["kernel"]],
-        "keep": recipe.kernel_modules,
+        "keep": _kept(recipe),
         "merged": merged,
         "epoch": lock.epoch,
         "tools": lock.tools,
@@ -114,7 +117,7 @@ def modules_step(recipe: Recipe, lock: Lock, distro: Distro, cache: Cache, merge
         with cache.scratch() as scratch:
             tree = unpack_kernel(lock.sets["kernel"], distro, scratch)
             if recipe.kernel_modules:
-                _keep_only(tree, recipe.kernel_modules)
+                _keep_only(tree, _kept(recipe))
             (out / "vmlinuz").write_bytes(tree.image.read_bytes())
             (out / "release").write_text(tree.release)
             prefix = "usr/lib" if merged else "lib"
@@ -126,6 +129,12 @@ def modules_step(recipe: Recipe, lock: Lock, distro: Distro, cache: Cache, merge
             (out / "unpacked").write_text(str(unpacked))
 
     return cache.step("modules", inputs(recipe, lock, merged), make)
+
+
+def _kept(recipe: Recipe) -> tuple[str, ...]:
+    """The modules a recipe asks for; none means all."""
+    more = HYBRID_MODULES if recipe.kernel_modules and recipe.hybridize else ()
+    return (*recipe.kernel_modules, *more)
 
 
 def _keep_only(tree: KernelTree, names: Sequence[str]) -> None:

@@ -27,9 +27,13 @@ PACKAGE_OF = {
     "dpkg-deb": "dpkg",
     "env": "coreutils",
     "gpg": "gpg",
+    "grub-mkimage": "grub-common",
     "ip": "iproute2",
     "losetup": "mount",
+    "mcopy": "mtools",
+    "mformat": "mtools",
     "minisign": "minisign",
+    "mmd": "mtools",
     "newuidmap": "uidmap",
     "rm": "coreutils",
     "rpmkeys": "rpm",
@@ -38,10 +42,12 @@ PACKAGE_OF = {
     "unshare": "util-linux",
     "mksquashfs": "squashfs-tools",
     "mmdebstrap": "mmdebstrap",
+    "qemu-system-i386": "qemu-system-x86",
     "qemu-system-x86_64": "qemu-system-x86",
     "sqfstar": "squashfs-tools",
     "tar": "tar",
     "unsquashfs": "squashfs-tools",
+    "xorriso": "xorriso",
 }
 
 # Inside its namespaces a program meets the same host name everywhere (see run_apart).

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-import tomllib
+import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from initramfs_builder.check.closure import Verdict, check_image, must_be_closed
+from initramfs_builder.check.problem import Problem
+from initramfs_builder.record import PATH as RECORD
 from initramfs_builder.resources import shell_dir
-from initramfs_builder.stage1 import Stage1Config, assemble
+from initramfs_builder.stage1 import assemble
+from initramfs_builder.store import Store
 
 from capsulekit.build import fetch_packages
 from capsulekit.cache import Cache, code_identity
@@ -18,56 +22,31 @@ from capsulekit.files import atomic_file, sha256_file
 from capsulekit.kernel import unpack_kernel
 from capsulekit.lock.model import Lock, Request
 from capsulekit.progress import Progress
+from capsulekit.stage1recipe import Stage1Recipe, load_stage1
 
-NAMES = ("vmlinuz", "stage1.img")
-SECTIONS: dict[str, dict[str, type]] = {
-    "distro": {"name": str, "release": str, "arch": str},
-    "packages": {"include": list},
-    "kernel": {"package": str},
-    "stage1": {"binaries": list, "applets": list, "modules": list, "files": list, "level": int},
-}
-
-
-@dataclass(frozen=True)
-class Stage1Recipe:
-    """What stage 1 is made of: a release, its packages, its kernel's package, and what goes into the image."""
-
-    distro: str
-    release: str
-    arch: str
-    packages: tuple[str, ...]
-    kernel: str
-    config: Stage1Config
-    level: int
+NAMES = ("vmlinuz", "stage1.img", "stage1.json")
+REMARKS = "remarks"
 
 
 @dataclass(frozen=True)
 class Stage1Result:
-    """Where the two files are and their sizes in bytes."""
+    """Where the files are, sizes in bytes, and remarks for the author."""
 
     folder: Path
     kernel_size: int
     image_size: int
-
-
-def default_recipe() -> Path:
-    """The shipped stage-1 recipe: in the source tree, or inside the installed package."""
-    here = Path(__file__).resolve().parent
-    for folder in (here.parent / "recipes", here / "recipes"):
-        if (path := folder / "stage1-debian-12.toml").exists():
-            return path
-    raise CapsulekitError("the shipped stage-1 recipe is missing", hint="install capsulekit again, or name a recipe")
+    remarks: tuple[str, ...] = ()
 
 
 def build_stage1(recipe: Path, out: Path, cache_dir: Path, progress: Progress) -> Stage1Result:
-    """Write ``out/vmlinuz`` and ``out/stage1.img``; raises CapsulekitError."""
+    """Write ``out/vmlinuz``, ``out/stage1.img`` and its record ``out/stage1.json``; raises CapsulekitError."""
     wanted = load_stage1(recipe)
     try:
         out.mkdir(parents=True, exist_ok=True)  # what would stop the last step is said before the first
     except (FileExistsError, NotADirectoryError):
         raise CapsulekitError(f"{out} is not a folder", hint="name the folder to write stage 1 to") from None
     cache = Cache(cache_dir)
-    maker = distro(wanted.distro, wanted.release, wanted.arch, cache)
+    maker = distro(wanted.distro, wanted.release, wanted.arch, cache, wanted.components)
     with progress.step("choose packages"):
         lock = maker.resolve(Request("extract", (), (wanted.kernel,), wanted.packages))
     fetch_packages([p for packages in lock.sets.values() for p in packages], lock, maker, progress, False)
@@ -78,53 +57,22 @@ def build_stage1(recipe: Path, out: Path, cache_dir: Path, progress: Progress) -
         with atomic_file(out / name) as target, (step.folder / name).open("rb") as source:
             while chunk := source.read(1 << 20):
                 target.write(chunk)
-    return Stage1Result(out, *((out / name).stat().st_size for name in NAMES))
+    kernel_size, image_size = ((out / name).stat().st_size for name in NAMES[:2])
+    return Stage1Result(out, kernel_size, image_size, tuple((step.folder / REMARKS).read_text().splitlines()))
 
 
-def load_stage1(path: Path) -> Stage1Recipe:
-    """Read and check a stage-1 recipe; raises CapsulekitError naming what is wrong."""
-    table = _table(path)
-    lists = {key: tuple(value) for key, value in table["stage1"].items() if isinstance(value, list)}
-    return Stage1Recipe(
-        distro=table["distro"]["name"],
-        release=table["distro"]["release"],
-        arch=table["distro"]["arch"],
-        packages=tuple(table["packages"]["include"]),
-        kernel=table["kernel"]["package"],
-        config=Stage1Config(**lists),
-        level=table["stage1"]["level"],
-    )
+def check_stage1(path: Path) -> Verdict:
+    """Check what ``build_stage1`` wrote, or one image: the record beside it must be the one in it.
 
-
-def _table(path: Path) -> dict[str, Any]:
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except UnicodeDecodeError:
-        raise CapsulekitError(f"{path}: the stage-1 recipe cannot be read: it is not UTF-8 text") from None
-    except OSError as error:
-        raise CapsulekitError(f"{path}: the stage-1 recipe cannot be read: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise CapsulekitError(f"{path}: not valid TOML: {error}") from None
-    checked: dict[str, Any] = {}
-    for section, keys in SECTIONS.items():
-        if not isinstance(table.get(section), dict):
-            raise CapsulekitError(f"{path}: the section [{section}] is missing")
-        for key, kind in keys.items():
-            value = table[section].pop(key, None)
-            texts = not isinstance(value, list) or all(isinstance(v, str) for v in value)
-            if not isinstance(value, kind) or isinstance(value, bool) or not texts:
-                what = "list of texts" if kind is list else kind.__name__
-                raise CapsulekitError(f"{path}: [{section}] {key} must be a {what}")
-            checked.setdefault(section, {})[key] = value
-        if left := table.pop(section, {}):
-            raise CapsulekitError(
-                f"{path}: unknown key {next(iter(left))} in [{section}]", hint="known: " + ", ".join(keys)
-            )
-    if not 1 <= checked["stage1"]["level"] <= 22:
-        raise CapsulekitError(f"{path}: [stage1] level must be a number from 1 to 22")
-    if table:
-        raise CapsulekitError(f"{path}: unknown section [{next(iter(table))}]", hint="known: " + ", ".join(SECTIONS))
-    return checked
+    Raises TrustError for a damaged image, OSError when it cannot be read.
+    """
+    verdict = check_image(path)
+    beside = path / "stage1.json"
+    own = verdict.image.file(RECORD)
+    if path.is_dir() and own is not None and (not beside.is_file() or beside.read_bytes() != own.data):
+        said = Problem("record", (str(beside),), "is not what the image itself says")
+        verdict = Verdict(verdict.image, (*verdict.problems, said))
+    return verdict
 
 
 def _inputs(wanted: Stage1Recipe, lock: Lock) -> dict[str, Any]:
@@ -139,6 +87,7 @@ def _inputs(wanted: Stage1Recipe, lock: Lock) -> dict[str, Any]:
         "code": code_identity(
             "initramfs_builder",
             "capsulekit.stage1",
+            "capsulekit.stage1recipe",
             "capsulekit.kernel",
             "capsulekit.apt.deb",
             "capsulekit.rpm",
@@ -153,6 +102,12 @@ def _make(wanted: Stage1Recipe, lock: Lock, maker: Distro, cache: Cache, folder:
         for package in lock.sets["initrd"]:
             maker.unpack(package, tree)
         unpacked = unpack_kernel(lock.sets["kernel"], maker, kernel)
+        store = Store(cache.root / "compressed", scratch)
         with (folder / "stage1.img").open("wb") as image:
-            assemble(image, tree, kernel, unpacked.release, wanted.config, lock.epoch, wanted.level)
-        (folder / "vmlinuz").write_bytes(unpacked.image.read_bytes())
+            made = assemble(
+                image, tree, kernel, unpacked.release, wanted.config, lock.epoch, wanted.level, store=store
+            )  # fmt: skip
+        must_be_closed(folder / "stage1.img", "this stage 1")
+        (folder / "stage1.json").write_bytes(made.record)
+        (folder / REMARKS).write_text("".join(f"{remark}\n" for remark in made.remarks))
+        shutil.copyfile(unpacked.image, folder / "vmlinuz")

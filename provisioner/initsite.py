@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from capsulekit.errors import CapsulekitError, UsageError
-from capsulekit.files import atomic_file, atomic_write, exclusive_lock
+from capsulekit.errors import UsageError
+from capsulekit.files import atomic_write, exclusive_lock
 from capsulekit.sitepaths import SitePaths
 from provisioner.flattoml import render_flat, update_flat
+from provisioner.netboot import stage1
 from provisioner.registry.db import refuse_network_path
 from provisioner.registry.defaults import Defaults, load_defaults
 from provisioner.siteconf import COMMENTS, NotInitialised, SiteConfig, check_site, read_site, registry_path, site_file
 
-STAGE1_FILES = ("vmlinuz", "stage1.img")
 # Settings a first run must be told, and the flag that tells each.
 REQUIRED = {"interface": "--interface", "address": "--address", "range_start": "--range", "range_end": "--range"}
 DEFAULTS_COMMENTS = {
@@ -36,7 +35,7 @@ class InitRequest:
     range_: str | None = None  # START-END
     domain: str | None = None
     policy: str | None = None
-    stage1: Path | None = None  # folder with vmlinuz and stage1.img
+    stage1: tuple[Path, ...] = ()  # folders that `stage1 build` wrote, one for each architecture
     stage1_kargs: str | None = None
     kargs: str | None = None
     default_vnfs: str | None = None
@@ -91,15 +90,16 @@ def init_site(paths: SitePaths, request: InitRequest) -> InitResult:
     site = replace(old or SiteConfig(), **request.changes())
     check_site(site, "init" if old is None else str(site_file(paths)))
     defaults = load_defaults(paths)
-    stage1 = _stage1_sources(request.stage1) if request.stage1 else {}
+    sources = stage1.read_sources(request.stage1)
     registry = registry_path(paths, site)
     refuse_network_path(registry)
     request, warnings = _default_vnfs(registry, request)
-    changed = _changed(old or site, site, defaults, request)
+    changed = (*_changed(old or site, site, defaults, request), *(f"stage 1 {source.arch}" for source in sources))
     _make_folders(paths, registry)
     with exclusive_lock(paths.state / ".init.lock"):
         _write_settings(paths, site, request, defaults)
-        _copy_stage1(stage1, paths.state / "stage1")
+        for source in sources:
+            stage1.install(source, paths)
         from provisioner.pki import ensure_ca
         from provisioner.registry.registry import Registry
 
@@ -130,7 +130,7 @@ def _changed(old: SiteConfig, site: SiteConfig, defaults: Defaults, request: Ini
     names = [key for key in request.changes() if getattr(old, key) != getattr(site, key)]
     if request.default_vnfs not in (None, defaults.vnfs):
         names.append("default vnfs")
-    return (*names, "stage 1") if request.stage1 else tuple(names)
+    return tuple(names)
 
 
 def _make_folders(paths: SitePaths, registry: Path) -> None:
@@ -153,19 +153,3 @@ def _write_settings(paths: SitePaths, site: SiteConfig, request: InitRequest, de
     else:
         heading = "What new nodes get; changing it leaves the nodes that exist as they are."
         atomic_write(target, render_flat(heading, vars(defaults) | wanted, DEFAULTS_COMMENTS).encode(), 0o600)
-
-
-def _stage1_sources(folder: Path) -> dict[str, Path]:
-    sources = {name: folder / name for name in STAGE1_FILES}
-    for source in sources.values():
-        if not source.is_file():
-            raise CapsulekitError(
-                f"{folder} is not a stage 1: {source.name} is missing", hint=f"capsulekit stage1 build -o {folder}"
-            )
-    return sources
-
-
-def _copy_stage1(sources: dict[str, Path], target: Path) -> None:
-    for name, source in sources.items():
-        with source.open("rb") as data, atomic_file(target / name) as out:
-            shutil.copyfileobj(data, out, 1 << 20)

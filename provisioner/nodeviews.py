@@ -4,14 +4,35 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from capsulekit.output import table
+from provisioner.devices import INFINIBAND, NETWORK, Device, class_of, ids_of
 from provisioner.registry.model import Node
 
 SUMMARY = (("HostName", 20), ("GroupName", 12), ("Enabled", 9), ("Vnfs", 0))
 STATUS = (("HostName", 20), ("Status", 14), ("IpAddr", 25), ("Last Contact", 14), ("Boot", 0))
+
+
+@dataclass(frozen=True)
+class NodeDevices:
+    """What a node last reported of itself, and when (epoch seconds, None: never)."""
+
+    reported: float | None = None
+    devices: tuple[Device, ...] = ()
+
+    @property
+    def boot(self) -> str:
+        """The interface it booted from: "8086:100e e1000", or ""."""
+        marked = [device for device in self.devices if device.boot]
+        nics = [device for device in marked if class_of(device.modalias) in (NETWORK, INFINIBAND)]
+        return " ".join(f"{ids_of(device.modalias)} {device.driver}" for device in (nics or marked)[:1])
+
+    @property
+    def without_driver(self) -> list[str]:
+        """The ids of its network devices that no driver took."""
+        return [ids_of(device.modalias) for device in self.devices if device.is_network and not device.driver]
 
 
 def record(node: Node) -> dict[str, Any]:
@@ -19,7 +40,13 @@ def record(node: Node) -> dict[str, Any]:
     return asdict(node) | {"name": node.name}
 
 
-def show_lines(node: Node) -> list[str]:
+def show_record(node: Node, found: NodeDevices) -> dict[str, Any]:
+    """The same with the devices."""
+    devices = [asdict(device) | {"class": class_of(device.modalias)} for device in found.devices]
+    return record(node) | {"devices": devices, "devices_time": found.reported}
+
+
+def show_lines(node: Node, found: NodeDevices) -> list[str]:
     """``n0000:NodeID=…`` and so on, one attribute a line."""
     values = {
         "NodeID": node.nodeid,
@@ -40,6 +67,10 @@ def show_lines(node: Node) -> list[str]:
         "LastContact": _date(node.lastcontact),
         "Error": node.error,
         "Created": _date(node.created),
+        "Devices": str(sum(device.count for device in found.devices)),
+        "DevicesTime": _date(found.reported),
+        "BootDevice": found.boot,
+        "NoDriver": " ".join(found.without_driver),
     }
     return [f"{node.hostname}:{key}={value}" for key, value in values.items()]
 
@@ -51,19 +82,22 @@ def summary_table(nodes: Iterable[Node]) -> str:
     return table(SUMMARY, rows)
 
 
-def status_table(boots: Iterable[tuple[Node, Mapping[str, float]]], now: float) -> str:
-    """What the nodes report; ``boots`` pairs each with the times of its newest boot (epoch seconds by state)."""
+def status_table(boots: Iterable[tuple[Node, Mapping[str, float], NodeDevices]], now: float) -> str:
+    """What the nodes report; ``boots`` has each with the times of its newest boot (epoch seconds by state)."""
     rows = [
-        (n.hostname, n.status or "unknown", n.ipaddr or "-", last_contact(n.lastcontact, now), boot_text(n, times))
-        for n, times in boots
+        (n.hostname, n.status or "unknown", n.ipaddr or "-", last_contact(n.lastcontact, now), _story(n, times, found))
+        for n, times, found in boots
     ]
     return table(STATUS, rows)
 
 
-def status_record(node: Node, times: Mapping[str, float]) -> dict[str, Any]:
+def status_record(node: Node, times: Mapping[str, float], found: NodeDevices) -> dict[str, Any]:
     """The same for --json: ``boot`` holds epoch seconds by state."""
     keys = ("name", "nodeid", "hostname", "status", "status_time", "ipaddr", "lastcontact", "error", "accepted")
-    return {key: getattr(node, key) for key in keys} | {"boot": dict(times)}
+    return {key: getattr(node, key) for key in keys} | {
+        "boot": dict(times),
+        "no_driver": found.without_driver,
+    }
 
 
 def last_contact(then: float | None, now: float) -> str:
@@ -75,7 +109,7 @@ def last_contact(then: float | None, now: float) -> str:
 
 
 def boot_text(node: Node, times: Mapping[str, float]) -> str:
-    """ "init 12:03:01 · handoff +21 s · ready +39 s", or why it failed or waits."""
+    """ "init 12:03:01 · handoff +21 s · ready +39 s", or why it failed or waits, or why it had to start over."""
     if node.status in ("failed", "waiting"):
         return f"{node.status}: {node.error or 'no reason given'}"
     if "init" not in times:
@@ -83,7 +117,13 @@ def boot_text(node: Node, times: Mapping[str, float]) -> str:
     start = times["init"]
     parts = ["init " + time.strftime("%H:%M:%S", time.localtime(start))]
     parts += [f"{state} +{when - start:.0f} s" for state, when in times.items() if state not in ("init", "failed")]
+    parts += [f"the boot before: {node.error}"] if node.error and node.status in ("init", "handoff") else []
     return " · ".join(parts)
+
+
+def _story(node: Node, times: Mapping[str, float], found: NodeDevices) -> str:
+    lacks = f"no driver for {' '.join(found.without_driver)}" if found.without_driver else ""
+    return " · ".join(text for text in (boot_text(node, times), lacks) if text)
 
 
 def _date(epoch: float | None) -> str:

@@ -1,13 +1,13 @@
 """The site's own certificate authority: nodes pin it, so nobody else's certificate opens the provisioner's TLS.
 
-Validity starts in 2000 and ends decades from now, because a node's clock may be anywhere at its first boot.
+Validity is for all time, because a node's clock may be anywhere at its first boot.
 """
 
 from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterable
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 
 from cryptography import x509
@@ -26,8 +26,8 @@ from capsulekit.errors import CapsulekitError
 from capsulekit.files import atomic_write, exclusive_lock
 from capsulekit.sitepaths import SitePaths
 
-NOT_BEFORE = datetime(2000, 1, 1, tzinfo=UTC)
-LIFETIME = timedelta(days=30 * 365)
+NOT_BEFORE = datetime(1970, 1, 1, tzinfo=UTC)
+NOT_AFTER = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)  # RFC 5280, 4.1.2.5: "no well-defined expiration date"
 
 
 def pki_dir(paths: SitePaths) -> Path:
@@ -103,7 +103,7 @@ def _builder(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicK
         .public_key(key)
         .serial_number(x509.random_serial_number())
         .not_valid_before(NOT_BEFORE)
-        .not_valid_after((datetime.now(UTC) + LIFETIME).replace(microsecond=0))
+        .not_valid_after(NOT_AFTER)
     )
 
 

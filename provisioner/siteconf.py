@@ -12,7 +12,7 @@ from capsulekit.sitepaths import SitePaths
 from provisioner.flattoml import read_flat
 
 if TYPE_CHECKING:
-    from ipaddress import IPv4Address, IPv4Network
+    from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 BUILT_IN_STATES = ("init", "ready")
 
@@ -26,7 +26,7 @@ class NotInitialised(CapsulekitError):
 
 @dataclass(frozen=True)
 class SiteConfig:
-    """One site. Addresses are text: ``address`` is an IPv4 interface like ``10.0.0.1/16``."""
+    """One site. Addresses are text: ``address`` is an interface's like ``10.0.0.1/16`` or ``fd00:1::1/64``."""
 
     name: str = "cluster"
     policy: str = "auto"  # what an unknown MAC gets: auto (added), accept (added, waits)
@@ -41,6 +41,8 @@ class SiteConfig:
     stage1_kargs: str = "console=tty0"
     kargs: str = ""
     states: str = ""  # the site's own provisionary states, separated by spaces
+    mirrors: str = ""  # base URLs of servers that hold copies of public blobs, separated by spaces
+    order: str = "shuffled"  # how nodes try several servers: shuffled (each node its own way) or listed
     registry: str = ""  # path of the registry; "" is registry.db in the state folder
 
     @property
@@ -49,11 +51,36 @@ class SiteConfig:
         return self.address.partition("/")[0]
 
     @property
-    def network(self) -> IPv4Network:
-        """The network the master serves."""
-        from ipaddress import IPv4Interface
+    def six(self) -> bool:
+        """Whether this is a site of IPv6 and nothing else."""
+        return ":" in self.address
 
-        return IPv4Interface(self.address).network
+    @property
+    def host(self) -> str:
+        """The master's address as URLs spell it (RFC 3986, 3.2.2)."""
+        return f"[{self.ip}]" if self.six else self.ip
+
+    @property
+    def plain_url(self) -> str:
+        """http://ADDRESS:PORT of the half that serves what anybody may have."""
+        return f"http://{self.host}:{self.http_port}"
+
+    @property
+    def tls_url(self) -> str:
+        """https://ADDRESS:PORT of the half that serves everything about one node."""
+        return f"https://{self.host}:{self.tls_port}"
+
+    @property
+    def network(self) -> IPv4Network | IPv6Network:
+        """The network the master serves."""
+        from ipaddress import ip_interface
+
+        return ip_interface(self.address).network
+
+    @property
+    def mirror_urls(self) -> tuple[str, ...]:
+        """The mirrors' base URLs."""
+        return tuple(self.mirrors.split())
 
     @property
     def all_states(self) -> tuple[str, ...]:
@@ -76,6 +103,9 @@ COMMENTS = {
     "stage1_kargs": "Kernel arguments while a node fetches its capsule.",
     "kargs": "Kernel arguments of the booted capsule, for every node.",
     "states": 'Provisionary states of this site\'s own beside init and ready, e.g. "boot".',
+    "mirrors": "Servers with copies of the public blobs: base URLs separated by spaces, below which blobs/SHA256 lies.\n"
+    "# Nodes ask them before this master and believe none of them: every byte is checked.",
+    "order": "How nodes try mirrors and masters: shuffled (each node its own way) or listed.",
     "registry": "Path of the node registry, on a local disk; empty: registry.db in the state folder.",
 }
 
@@ -115,6 +145,11 @@ def check_site(config: SiteConfig, where: str) -> None:
         raise refuse("policy", "is neither auto nor accept")
     if config.console not in ("locked", "open"):
         raise refuse("console", "is neither locked nor open")
+    if config.order not in ("shuffled", "listed"):
+        raise refuse("order", "is neither shuffled nor listed")
+    for url in config.mirror_urls:
+        if not is_mirror(url):
+            raise refuse("mirrors", f"names {url!r}: not http(s)://HOST[:PORT][/PATH] in plain letters, no slash last")
     # IFNAMSIZ of <linux/if.h>: 16 with the closing zero.
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,14}", config.interface):
         raise refuse("interface", "is not the name of a network interface")
@@ -134,37 +169,59 @@ def check_site(config: SiteConfig, where: str) -> None:
     _check_range(config, where)
 
 
+def is_mirror(url: str) -> bool:
+    """Whether stage 1 takes this base URL: what it checks itself (is_url in say.sh), and a host that can be one."""
+    if len(url) > 200 or ".." in url:
+        return False
+    host = r"([A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\])"
+    found = re.fullmatch(rf"https?://{host}(:(?P<port>[0-9]{{1,5}}))?(/[A-Za-z0-9._~@%+-]+)*", url)
+    return found is not None and 0 < int(found["port"] or 80) < 65536
+
+
 def _check_range(config: SiteConfig, where: str) -> None:
-    from ipaddress import IPv4Interface
+    from ipaddress import ip_interface
 
     try:
-        if "/" not in config.address:
-            raise ValueError("the prefix length is missing")
-        master = IPv4Interface(config.address)
+        if "/" not in config.address or "%" in config.address:
+            raise ValueError("the prefix length is missing, or it names an interface")
+        master = ip_interface(config.address)
     except ValueError as error:
         raise CapsulekitError(
-            f"{where}: address {config.address!r} is not an IPv4 address with a prefix length",
-            hint="like 10.0.0.1/16",
+            f"{where}: address {config.address!r} is not an address with a prefix length",
+            hint="like 10.0.0.1/16, or fd00:1::1/64",
         ) from error
-    if master.network.num_addresses < 4:
+    network = master.network
+    # A node makes its own address of the announced prefix, and that needs 64 bits (RFC 4862, 5.5.3).
+    if config.six and network.prefixlen != 64:
+        raise CapsulekitError(f"{where}: address {config.address}: the prefix length must be 64")
+    if master.is_link_local:
+        raise CapsulekitError(
+            f"{where}: address {config.address} is a link-local one, which means nothing without an interface",
+            hint="take a unique local one: fd00:1::1/64",
+        )
+    if network.num_addresses < 4:
         raise CapsulekitError(f"{where}: address {config.address} leaves no room for nodes")
     first, last = (_node_address(config, key, where) for key in ("range_start", "range_end"))
-    if first > last:
+    if int(first) > int(last):
         raise CapsulekitError(f"{where}: the range {first}-{last} runs backwards")
-    if first <= master.ip <= last:
+    if int(first) <= int(master.ip) <= int(last):
         raise CapsulekitError(f"{where}: the range {first}-{last} holds the master's own address {master.ip}")
-    if master.ip in (master.network.network_address, master.network.broadcast_address):
+    if master.ip in (network.network_address, network.broadcast_address):
         raise CapsulekitError(f"{where}: address {config.address} is not a host's address")
 
 
-def _node_address(config: SiteConfig, key: str, where: str) -> IPv4Address:
-    from ipaddress import IPv4Address
+def _node_address(config: SiteConfig, key: str, where: str) -> IPv4Address | IPv6Address:
+    from ipaddress import ip_address
 
-    try:
-        address = IPv4Address(getattr(config, key))
-    except ValueError as error:
-        raise CapsulekitError(f"{where}: {key} {getattr(config, key)!r} is not an IPv4 address") from error
     network = config.network
+    try:
+        address = ip_address(getattr(config, key))
+        if address.version != network.version or "%" in str(address):
+            raise ValueError("of the other family, or with an interface's name")
+    except ValueError as error:
+        raise CapsulekitError(
+            f"{where}: {key} {getattr(config, key)!r} is not an IPv{network.version} address"
+        ) from error
     if address not in network or address in (network.network_address, network.broadcast_address):
         raise CapsulekitError(f"{where}: {key} {address} is not a host's address in {network}")
     return address

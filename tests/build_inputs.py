@@ -21,7 +21,7 @@ from capsulekit.lock.model import Archive, Key, Lock, Package
 from capsulekit.recipe.flat import flatten, question_tables
 from capsulekit.recipe.model import Group, Recipe, RootFile, Script, User
 from capsulekit.rootfs import root
-from capsulekit.stage1 import Stage1Recipe
+from capsulekit.stage1recipe import Stage1Recipe
 
 Change = Callable[[Any], Any]
 
@@ -43,7 +43,10 @@ BARE = Recipe(
     question_tables([("site", {"prompt": "?", "type": "text"})]), ram_max=1 << 40,
 )  # fmt: skip
 RECIPE = replace(BARE, text=flatten(BARE))
-STAGE1 = Stage1Recipe("debian", "12", "amd64", ("a",), "linux", Stage1Config(("b",), ("m",), ("c",), ("f",)), 9)
+STAGE1 = Stage1Recipe(
+    "debian", "12", "amd64", ("main",), ("a",), "linux",
+    Stage1Config("amd64", "generic", ("b",), ("m",), ("c",), ("f",), ("w",), ("u",)), 9,
+)  # fmt: skip
 FACTS = root.RootFacts(1, 2, False, 1, ("row",), {"users": ["etc/passwd"]}, {"base": "MIT"}, ("/usr/share/**: 1 MB",))
 
 
@@ -183,6 +186,8 @@ OWN: dict[tuple[type, str], st.SearchStrategy[Any]] = {
     (Script, "data"): SCRIPTS,
     (Package, "stage"): st.integers(1, 9),
     (Recipe, "base"): st.just("essential"),
+    # An empty one takes the network out of stage 2 (see test_build_identity).
+    (Recipe, "hybridize"): st.lists(WORDS, min_size=1, max_size=3).map(tuple),
     (root.RootFacts, "acls"): st.just(0),
 }  # fmt: skip
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from unittest.mock import patch
@@ -15,11 +17,13 @@ from capsulekit.build import BuildOptions, build
 from capsulekit.cache import default_cache_dir
 from capsulekit.distro.debian import KEYRING
 from capsulekit.progress import Progress
-from capsulekit.stage1 import build_stage1, default_recipe
+from capsulekit.stage1 import build_stage1
+from capsulekit.stage1recipe import VIRTUAL, shipped_recipe
 from capsulekit.trust.minisign import create_key_files
 
 ROOT = Path(__file__).parent.parent
 BUSYBOX = ROOT / "tests/data/busybox/recipe.toml"
+BUSYBOX_386 = ROOT / "tests/data/busybox-i386/recipe.toml"
 E2E = ROOT / "tests/data/e2e/recipe.toml"
 COMPUTE = ROOT / "recipes/debian-12-compute.toml"
 
@@ -48,9 +52,16 @@ def capsule(recipe: Path) -> Path:
 
 @functools.cache
 def stage1() -> Path:
-    """The folder with the shipped stage 1."""
-    build_stage1(default_recipe(), folder() / "stage1", default_cache_dir(), Progress())
+    """The folder with the shipped stage 1 for virtual machines."""
+    build_stage1(shipped_recipe(VIRTUAL), folder() / "stage1", default_cache_dir(), Progress())
     return folder() / "stage1"
+
+
+@functools.cache
+def generic() -> Path:
+    """The folder with the shipped stage 1 for machines of all kinds; cold it takes most of a minute."""
+    build_stage1(shipped_recipe(), folder() / "generic", default_cache_dir(), Progress())
+    return folder() / "generic"
 
 
 @dataclass(frozen=True)
@@ -78,19 +89,44 @@ def rpm() -> Rpm:
     return Rpm(out, where / "cache", repos)
 
 
-@functools.cache
-def i386() -> Path:
-    """The shipped Debian 12 capsule for i386, from the release and its updates alone.
+@contextlib.contextmanager
+def release_and_updates() -> Iterator[None]:
+    """Packages for i386 come from the release and its updates alone.
 
     Its security archive is left out: the index of this architecture there is now and then another than the signed one,
     on mirrors, and then apt rightly refuses it.
     """
     where = folder() / "i386"
     repos = where / "repos/debian-12"
-    repos.mkdir(parents=True)
-    (where / "scratch").mkdir()
-    lines = default_sources("bookworm", "i386", where / "scratch").splitlines(keepends=True)
-    (repos / "sources.list").write_text("".join(line for line in lines if "-security" not in line))
-    shutil.copy(KEYRING, repos / "keys.gpg")
+    if not repos.exists():
+        repos.mkdir(parents=True)
+        (where / "scratch").mkdir()
+        lines = default_sources("bookworm", "i386", where / "scratch").splitlines(keepends=True)
+        (repos / "sources.list").write_text("".join(line for line in lines if "-security" not in line))
+        shutil.copy(KEYRING, repos / "keys.gpg")
     with patch.dict(os.environ, {"CAPSULEKIT_REPOS_DIR": str(repos.parent)}):
+        yield
+
+
+@functools.cache
+def i386() -> Path:
+    """The shipped Debian 12 capsule for i386."""
+    with release_and_updates():
         return capsule(ROOT / "recipes/debian-12-minimal-i386.toml")
+
+
+@functools.cache
+def busybox_i386() -> Path:
+    """The small capsule for i386."""
+    with release_and_updates():
+        return capsule(BUSYBOX_386)
+
+
+@functools.cache
+def stage1_i386() -> Path:
+    """The folder with the shipped stage 1 for 32-bit machines."""
+    with release_and_updates():
+        build_stage1(
+            ROOT / "recipes/stage1-debian-12-i386.toml", folder() / "stage1-i386", default_cache_dir(), Progress()
+        )
+    return folder() / "stage1-i386"

@@ -61,7 +61,8 @@ def wire(address: str = "10.77.0.1/24", mac: str = "52:54:00:12:34:56") -> Itera
             _ip("-n", name, "link", "set", "lo", "up")
         _ip("-n", made.master, "link", "add", "eth0", "type", "veth", "peer", "name", "eth0", "netns", made.node)
         _ip("-n", made.node, "link", "set", "eth0", "address", mac)
-        _ip("-n", made.master, "address", "add", address, "dev", "eth0")
+        # An IPv6 address is usable only after a while spent looking for doubles, unless that is left out.
+        _ip("-n", made.master, "address", "add", address, "dev", "eth0", *(["nodad"] if ":" in address else []))
         for name in names:
             _ip("-n", name, "link", "set", "eth0", "up")
         yield made

@@ -11,10 +11,11 @@ from initramfs_builder.elf import find_closure
 from initramfs_builder.tree import Tree
 
 RELEASE = "6.1.0-test"
-# What stage 2 asks for where there is no busybox.
+# What stage 2 asks for where there is no busybox, that of a hybrid capsule included.
 STAGE2 = (
-    "usr/bin/cat", "usr/bin/chmod", "usr/bin/mkdir", "usr/bin/sleep", "usr/bin/stat", "usr/bin/mount",
-    "usr/bin/setfacl", "usr/sbin/losetup", "usr/sbin/modprobe", "usr/sbin/switch_root",
+    "usr/bin/cat", "usr/bin/chmod", "usr/bin/mkdir", "usr/bin/sleep", "usr/bin/stat", "usr/bin/mount", "usr/bin/tr",
+    "usr/bin/umount", "usr/bin/setfacl", "usr/sbin/chroot", "usr/sbin/ip", "usr/sbin/losetup", "usr/sbin/modprobe",
+    "usr/sbin/switch_root",
 )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import ssl
 from collections.abc import AsyncIterator
@@ -33,18 +34,24 @@ PRIVATE = "layers/secret.squashfs"
 SECRET_CONTENT = {**CONTENT, PRIVATE: b"password hashes" * 50}
 
 
+def stage1_folder(folder: Path, arch: str = "amd64", text: str = "stage 1") -> Path:
+    """What `stage1 build` would have written, but for its content."""
+    folder.mkdir(parents=True)
+    (folder / "vmlinuz").write_bytes(f"kernel of {text}".encode())
+    (folder / "stage1.img").write_bytes(f"image of {text}".encode() * 100)
+    record = {"format": 1, "arch": arch, "release": "6.1.0", "profile": "test", "modules": [], "firmware_missing": []}
+    (folder / "stage1.json").write_text(json.dumps(record))
+    return folder
+
+
 def make_site(folder: Path, *, policy: str = "auto", interface: str = "lo", address: str = "127.0.0.1/8") -> SitePaths:
     """An initialised site whose new nodes boot the small capsule, which has one private layer."""
     paths = SitePaths(folder / "config", folder / "state")
-    stage1 = folder / "stage1"
-    stage1.mkdir(parents=True)
-    (stage1 / "vmlinuz").write_bytes(b"kernel of stage 1")
-    (stage1 / "stage1.img").write_bytes(b"image of stage 1" * 100)
-    first = address.partition("/")[0].rpartition(".")[0]
-    init_site(
-        paths,
-        InitRequest(interface, address, f"{first}.100-{first}.110", "site.test", policy, stage1, default_vnfs=CAPSULE),
-    )
+    stage1 = stage1_folder(folder / "stage1")
+    dot = ":" if ":" in address else "."
+    first = address.partition("/")[0].rpartition(dot)[0] + dot
+    pool = f"{first}100-{first}110"
+    init_site(paths, InitRequest(interface, address, pool, "site.test", policy, (stage1,), default_vnfs=CAPSULE))
     author = folder / "author.pub"
     author.write_text(AUTHOR.public.file_text)
     Keyring(paths.trust).add(author)

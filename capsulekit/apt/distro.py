@@ -22,6 +22,7 @@ from capsulekit.tools import tool_versions
 from capsulekit.trust import openpgp
 from capsulekit.watch import arriving
 
+DEFAULT_COMPONENTS = ("main",)  # of mmdebstrap's sources
 KERNELS = ("linux-image-", "linux-modules-")
 
 
@@ -36,10 +37,22 @@ class AptDistro(Distro):
         super().__init__(release, arch, cache, repos)
         self.name, self.suite, self._keyring = name, suite, keyring
         self.purl, self.code = ("deb", name), ("capsulekit.apt", f"capsulekit.distro.{name}")
-        # Index files of other archives or keys are other index files.
-        own = f"-{sha256_bytes(str(repos).encode())[:8]}" if repos else ""
-        self._folder = cache.root / "apt" / f"{name}-{suite}-{arch}{own}"
-        self._folder.mkdir(exist_ok=True)
+        self._components: tuple[str, ...] = ()
+        self._folder = self._index_folder()
+
+    def _index_folder(self) -> Path:
+        """Index files of other archives, keys or components are other index files."""
+        own = f"-{sha256_bytes(str(self.repos).encode())[:8]}" if self.repos else ""
+        parts = "".join(f"-{one}" for one in self._components)
+        folder = self.cache.root / "apt" / f"{self.name}-{self.suite}-{self.arch}{parts}{own}"
+        folder.mkdir(exist_ok=True)
+        return folder
+
+    def choose_components(self, components: Sequence[str]) -> None:
+        """See Distro. The author's own archives say themselves which they have."""
+        if self.repos is None and tuple(components) != DEFAULT_COMPONENTS:
+            self._components = tuple(components)
+            self._folder = self._index_folder()
 
     def tools(self) -> dict[str, str]:
         """See Distro."""
@@ -52,7 +65,9 @@ class AptDistro(Distro):
         kept = self._folder / f"sources-{sha256_bytes(mmdebstrap.version().encode())[:16]}"
         if not kept.exists():
             with self.cache.scratch() as scratch:
-                atomic_write(kept, mmdebstrap.default_sources(self.suite, self.arch, scratch).encode())
+                atomic_write(
+                    kept, mmdebstrap.default_sources(self.suite, self.arch, scratch, self._components).encode()
+                )
         return kept.read_text()
 
     def _sources(self) -> str:

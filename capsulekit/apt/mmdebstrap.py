@@ -27,13 +27,17 @@ def version() -> str:
     return run(["mmdebstrap", "--version"], purpose=PURPOSE).split()[-1]
 
 
-def default_sources(suite: str, arch: str, scratch: Path) -> str:
-    """The sources.list mmdebstrap writes by itself for ``suite``: recipes name a release, never a mirror."""
+def default_sources(suite: str, arch: str, scratch: Path, components: Sequence[str] = ()) -> str:
+    """The sources.list mmdebstrap writes by itself for ``suite``: recipes name a release, never a mirror.
+
+    ``components`` are those of the archive, none: mmdebstrap's default.
+    """
     scratch.chmod(0o755)
     argv: list[str] = [
         "mmdebstrap",
         "--mode=root",
         f"--architectures={arch}",
+        *([f"--components={','.join(components)}"] if components else []),
         "--variant=custom",
         "--format=tar",
         "--skip=check/signed-by",

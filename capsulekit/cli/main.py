@@ -1,4 +1,7 @@
-"""The command tree: every public file in capsulekit/cli and provisioner/cli is one command, loaded late."""
+"""The command tree: every public file in capsulekit/cli and provisioner/cli is one command, loaded late.
+
+A file GROUP_NAME.py is the command NAME of the group in GROUP.py, which may lie in the other package.
+"""
 
 from __future__ import annotations
 
@@ -85,6 +88,40 @@ def hoist(argv: Sequence[str]) -> Hoisted:
     return got
 
 
+def _files() -> set[str]:
+    """The names of all public command files, without their suffix."""
+    names: set[str] = set()
+    for package in PACKAGES:
+        spec = find_spec(package)
+        if spec and spec.submodule_search_locations:
+            names |= {m.name for m in pkgutil.iter_modules(spec.submodule_search_locations)}
+    return {n for n in names if n != "main" and not n.startswith("_")}
+
+
+class Group(click.Group):
+    """A group that has, besides its own commands, those in files called after it; imports only the one called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Every command, sorted by name."""
+        start = f"{self.name}_"
+        parts = (name.removeprefix(start).replace("_", "-") for name in _files() if name.startswith(start))
+        return sorted({*super().list_commands(ctx), *parts})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Its own command, the one in the file called after it, or None."""
+        file = f"{self.name}_{cmd_name.replace('-', '_')}"
+        return super().get_command(ctx, cmd_name) or (_command(file) if file in _files() else None)
+
+
+def _command(file: str) -> click.Command | None:
+    for package in PACKAGES:
+        if find_spec(f"{package}.{file}"):
+            command = import_module(f"{package}.{file}").cli
+            assert isinstance(command, click.Command)
+            return command
+    return None
+
+
 class Tree(click.Group):
     """Finds a command by the name of its file; imports only the one that is called."""
 
@@ -92,12 +129,9 @@ class Tree(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 (click's signature)
         """Every command, sorted by name."""
-        names: set[str] = set()
-        for package in PACKAGES:
-            spec = find_spec(package)
-            if spec and spec.submodule_search_locations:
-                names |= {m.name for m in pkgutil.iter_modules(spec.submodule_search_locations)}
-        shown = {n.rstrip("_").replace("_", "-") for n in names if n != "main" and not n.startswith("_")}
+        files = _files()
+        own = {n for n in files if n.endswith("_") or n.partition("_")[0] not in files - {n}}
+        shown = {n.rstrip("_").replace("_", "-") for n in own}
         return sorted(n for n in shown if self.only is None or n in self.only)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
@@ -105,13 +139,7 @@ class Tree(click.Group):
         if cmd_name not in self.list_commands(ctx):
             return None
         base = cmd_name.replace("-", "_")
-        for package in PACKAGES:
-            for name in (base, base + "_"):
-                if find_spec(f"{package}.{name}"):
-                    command = import_module(f"{package}.{name}").cli
-                    assert isinstance(command, click.Command)
-                    return command
-        return None
+        return _command(base) or _command(base + "_")
 
 
 @click.group(cls=Tree, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
@@ -161,6 +189,8 @@ def main(argv: Sequence[str], only: tuple[str, ...] | None = None) -> int:
         if debug:
             raise
         click.echo(f"ERROR: {error.message}", err=True)
+        for line in error.details:
+            click.echo(f"  {line}", err=True)
         if error.hint:
             click.echo(f"       {error.hint}", err=True)
         return error.exit_code

@@ -25,6 +25,8 @@ class Distro(ABC):
 
     # What stage 2 needs of this family, as package names (capsulekit.initrd takes its programs out of them).
     stage2_packages: tuple[str, ...]
+    # What it needs beside them to bring up the network of a hybrid capsule.
+    hybrid_packages: tuple[str, ...] = ()
     # The type and the namespace of its packages' purl, such as ("deb", "debian"); the type is also what the
     # normaliser's table calls the family.
     purl: tuple[str, str]
@@ -71,6 +73,11 @@ class Distro(ABC):
     def is_kernel(self, package: Package) -> bool:
         """Whether a package brings the kernel's image or modules (others that a kernel depends on are left out)."""
 
+    def choose_components(self, components: Sequence[str]) -> None:
+        """Take packages from these components of the archive; raises CapsulekitError where it has none."""
+        del components
+        raise CapsulekitError("the archive of this distribution has no components", hint="leave them out of [distro]")
+
     def licences(self, packages: Sequence[Package]) -> Mapping[str, str]:
         """Package name -> licence, where the package files say it (RPM does; for Debian the root's doc folder does)."""
         del packages
@@ -86,12 +93,17 @@ def own_repos(name: str, release: str) -> Path | None:
     return folder if folder.is_dir() else None
 
 
-def distro(name: str, release: str, arch: str, cache: Cache) -> Distro:
-    """The distribution with that name; raises CapsulekitError when there is none."""
+def distro(name: str, release: str, arch: str, cache: Cache, components: Sequence[str] = ()) -> Distro:
+    """The distribution with that name, with these components of its archive (none: its default).
+
+    Raises CapsulekitError when there is none of the name, or it has no components.
+    """
     module = f"capsulekit.distro.{name}"
     if not name.isidentifier() or name == "base" or find_spec(module) is None:
         known = sorted(p.stem for p in Path(__file__).parent.glob("*.py") if p.stem not in ("__init__", "base"))
         raise CapsulekitError(f"unknown distribution {name}", hint="known: " + ", ".join(known))
     made = import_module(module).create(release, arch, cache, own_repos(name, release))
     assert isinstance(made, Distro)
+    if components:
+        made.choose_components(components)
     return made

@@ -57,6 +57,7 @@ class RpmDistro(Distro):
     stage2_packages = (
         "acl", "bash", "coreutils", "findutils", "glibc-minimal-langpack", "grep", "kmod", "sed", "util-linux",
     )  # fmt: skip
+    hybrid_packages = ("iproute",)
 
     def __init__(
         self, name: str, vendor: str, title: str, releases: Mapping[str, RpmRelease],

@@ -34,18 +34,26 @@ class Sink(Protocol):
 
 
 @dataclass(frozen=True)
+class Slice:
+    """The first ``size`` bytes of a file."""
+
+    path: Path
+    size: int
+
+
+@dataclass(frozen=True)
 class Entry:
     """One member of an archive.
 
     ``path`` is relative, with "/" between its parts; bytes that are not UTF-8 are held as surrogate escapes, as
     ``os.fsdecode`` makes them. ``mode`` is a full st_mode (type and permissions). ``data`` is the content of a regular
-    file (a Path is read while writing), ``target`` what a symbolic link says, ``rdev`` (major, minor) of a device.
-    ``mtime`` (seconds since the epoch) overrides the archive's.
+    file (a Path or a Slice is read while writing), ``target`` what a symbolic link says, ``rdev`` (major, minor) of a
+    device. ``mtime`` (seconds since the epoch) overrides the archive's.
     """
 
     path: str
     mode: int
-    data: bytes | Path | None = None
+    data: bytes | Path | Slice | None = None
     uid: int = 0
     gid: int = 0
     rdev: tuple[int, int] = (0, 0)
@@ -66,7 +74,7 @@ def directory(path: str, permissions: int = 0o755) -> Entry:
     return Entry(path, stat.S_IFDIR | permissions)
 
 
-def regular(path: str, data: bytes | Path, permissions: int = 0o644) -> Entry:
+def regular(path: str, data: bytes | Path | Slice, permissions: int = 0o644) -> Entry:
     """A regular file."""
     return Entry(path, stat.S_IFREG | permissions, data=data)
 
@@ -101,23 +109,23 @@ def parents(path: str) -> Iterator[str]:
         yield "/".join(parts[:count])
 
 
-def archive_size(entries: Iterable[Entry]) -> int:
-    """Bytes that write_cpio would write for these entries; files on disk are asked for their size, not read."""
-    total = 0
-    for entry in entries:
-        total += _padded(HEADER_SIZE + len(os.fsencode(entry.path)) + 1) + _padded(_data_size(entry))
-    return total + _padded(HEADER_SIZE + len(TRAILER) + 1)
+def entry_size(entry: Entry) -> int:
+    """Bytes that write_cpio writes for an entry; a file on disk is asked for its size, not read."""
+    return _padded(HEADER_SIZE + len(os.fsencode(entry.path)) + 1) + _padded(_data_size(entry))
 
 
-def write_cpio(out: Sink, entries: Iterable[Entry], mtime: int) -> Written:
+def write_cpio(
+    out: Sink, entries: Iterable[Entry], mtime: int, *, before: Iterable[str] = (), trailer: bool = True
+) -> Written:
     """Write an archive with its trailer, its length a multiple of 4 bytes; the same entries give the same bytes.
 
-    Each entry's folder must come before it (see with_parents). ``mtime`` is in seconds since the epoch.
+    Each entry's folder must come before it (see with_parents). ``mtime`` is in seconds since the epoch. An archive may
+    be written in parts, of which only the last gets the ``trailer``; ``before`` are the folders of earlier ones.
     Raises CapsulekitError for anything newc or the kernel cannot take, or when a file changes while it is read.
     """
     written = 0
     count = 0
-    folders: set[str] = set()
+    folders = set(before)
     names: set[str] = set()
     for count, entry in enumerate(entries, start=1):
         _check(entry, names, folders)
@@ -127,8 +135,8 @@ def write_cpio(out: Sink, entries: Iterable[Entry], mtime: int) -> Written:
         size = _data_size(entry)
         written += _put(out, _header(entry, count, size, entry.mtime if entry.mtime is not None else mtime))
         written += _put_data(out, entry, size)
-    trailer = Entry(TRAILER, 0, mtime=0)
-    written += _put(out, _header(trailer, 0, 0, 0))
+    if trailer:
+        written += _put(out, _header(Entry(TRAILER, 0, mtime=0), 0, 0, 0))
     return Written(count, written)
 
 
@@ -179,24 +187,36 @@ def _data_size(entry: Entry) -> int:
         return len(os.fsencode(entry.target))
     if isinstance(entry.data, Path):
         return entry.data.stat().st_size
+    if isinstance(entry.data, Slice):
+        return entry.data.size
     return len(entry.data or b"")
 
 
 def _put_data(out: Sink, entry: Entry, size: int) -> int:
     if entry.target is not None:
         return _put(out, _pad(os.fsencode(entry.target)))
-    if not isinstance(entry.data, Path):
+    if isinstance(entry.data, Slice):
+        copied = copy(out, entry.data)
+    elif isinstance(entry.data, Path):
+        copied = copy(out, Slice(entry.data, size), whole=True)
+    else:
         return _put(out, _pad(entry.data or b""))
-    copied = 0
-    with entry.data.open("rb") as source:
-        while piece := source.read(CHUNK):
-            copied += len(piece)
-            if copied > size:
-                break
-            out.write(piece)
-    if copied != size:
-        raise CapsulekitError(f"cpio: {entry.data} changed while it was read ({size} bytes, then {copied})")
     return copied + _put(out, bytes(_padded(copied) - copied))
+
+
+def copy(out: Sink, part: Slice, *, whole: bool = False) -> int:
+    """Copy a part of a file; returns its size in bytes.
+
+    Raises CapsulekitError when the file is shorter, or longer and ``whole`` is asked for: it changes meanwhile.
+    """
+    left = part.size
+    with part.path.open("rb") as source:
+        while left and (piece := source.read(min(left, CHUNK))):
+            left -= len(piece)
+            out.write(piece)
+        if left or (whole and source.read(1)):
+            raise CapsulekitError(f"cpio: {part.path} changed while it was read, it had {part.size} bytes")
+    return part.size
 
 
 def _put(out: Sink, data: bytes) -> int:

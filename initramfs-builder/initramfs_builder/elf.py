@@ -3,7 +3,7 @@
 Never ``ldd``: it runs the program, and answers for the machine it runs on. The search is ld.so(8)'s, inside a root
 folder: DT_RPATH of the file and its loaders, DT_RUNPATH, the loader's own folders, then ld.so.conf; only files of the
 same class and machine count. Libraries that programs load by name while running are taken from ``.note.dlopen``
-(https://systemd.io/ELF_DLOPEN_METADATA/) and, for those that carry no such note, from DLOPENED.
+(https://systemd.io/ELF_DLOPEN_METADATA/) and, for those that carry no such note, from a table (loaded.py).
 """
 
 from __future__ import annotations
@@ -15,12 +15,11 @@ import struct
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO
 
-from elftools.common.exceptions import ELFError
-from elftools.elf.elffile import ELFFile
-
+from initramfs_builder.elffile import DT_NEEDED, DT_RPATH, DT_RUNPATH, DT_SONAME, MAGIC, ElfFile, name_at
 from initramfs_builder.errors import CapsulekitError
+from initramfs_builder.loaded import ALWAYS, Loaded
 from initramfs_builder.tree import Found, Tree, merged
 
 MULTIARCH = {
@@ -32,9 +31,6 @@ MULTIARCH = {
     "EM_RISCV": "riscv64-linux-gnu",
     "EM_S390": "s390x-linux-gnu",
 }
-# Loaded by name without saying so anywhere, taken when the tree has them: glibc aborts a program whose thread ends
-# early when libgcc_s is missing, and before 2.34 it looked names up through these two.
-DLOPENED = {"libc.so.6": ("libgcc_s.so.1", "libnss_files.so.2", "libnss_dns.so.2")}
 NOTE_DLOPEN = 0x407C0C0A
 NOTE_OWNER = b"FDO\0"
 
@@ -57,6 +53,8 @@ class Elf:
     rpath: tuple[str, ...] = ()
     runpath: tuple[str, ...] = ()
     dlopen: tuple[Dlopen, ...] = ()
+    soname: str | None = None
+    names: bytes = field(default=b"", repr=False)  # of a program: its table of dynamic names, each between two NUL
 
 
 @dataclass
@@ -93,18 +91,21 @@ def closure(root: Path, starts: Sequence[str]) -> tuple[str, ...]:
     return find_closure(Tree(root), starts).paths
 
 
-def find_closure(tree: Tree, starts: Iterable[str], *, strict: bool = True) -> Closure:
+def find_closure(
+    tree: Tree, starts: Iterable[str], *, strict: bool = True, loaded: Sequence[Loaded] = ALWAYS
+) -> Closure:
     """Walk from the programs to all they load. A file that is not ELF (a script) stands for itself.
 
-    Raises CapsulekitError naming the chain (who wanted whom) when something is missing or cannot be read; not
-    ``strict``, what is missing or damaged is left out (an installed root may hold plugins that nobody can load).
+    ``loaded`` is the table of what they load by name. Raises CapsulekitError naming the chain (who wanted whom) when
+    something is missing or cannot be read; not ``strict``, what is missing or damaged is left out (an installed root
+    may hold plugins that nobody can load).
     """
-    return _Walk(tree, strict).run(starts)
+    return _Walk(tree, strict, loaded).run(starts)
 
 
 class _Walk:
-    def __init__(self, tree: Tree, strict: bool) -> None:
-        self.tree, self.strict = tree, strict
+    def __init__(self, tree: Tree, strict: bool, loaded: Sequence[Loaded]) -> None:
+        self.tree, self.strict, self.loaded = tree, strict, loaded
         self.result = Closure()
         self.conf_dirs = tuple(_ld_so_conf(tree, "etc/ld.so.conf"))
         self._read: dict[Path, Elf | None] = {}
@@ -137,14 +138,31 @@ class _Walk:
     def _expand(self, wanted: _Wanted) -> Iterator[_Wanted]:
         for soname in wanted.elf.needed:
             yield from self._library(wanted, soname, required=True)
-            for extra in DLOPENED.get(soname, ()):
-                yield from self._library(wanted, extra, required=False)
+            for row in self.loaded:
+                if row.by == soname and _calls(wanted, row.calling):
+                    yield from self._by_name(wanted, row.names)
         for note in wanted.elf.dlopen:
             have = next((name for name in note.sonames if self._search(wanted, name)), None)
             if have is None and note.required and self.strict:
                 raise self._missing(" or ".join(note.sonames), wanted.chain)
             if have is not None:
                 yield from self._library(wanted, have, required=True)
+
+    def _by_name(self, wanted: _Wanted, names: Iterable[str]) -> Iterator[_Wanted]:
+        for name in names:
+            where, _, last = name.rpartition("/")
+            if not where:
+                yield from self._library(wanted, name, required=False)
+                continue
+            for folder in (f"{base}/{where}" for base in self._library_folders(wanted)):
+                for entry in fnmatch.filter(self.tree.listing(folder), last):
+                    found = self.tree.resolve(f"{folder}/{entry}")
+                    if found is None or not found.host.is_file():
+                        continue
+                    if self._elf(found.host) is None:
+                        self._take(found, (*wanted.chain, found.path))
+                    else:
+                        yield from self._library(wanted, f"{folder}/{entry}", required=False)
 
     def _library(self, wanted: _Wanted, soname: str, *, required: bool) -> Iterator[_Wanted]:
         hit = self._search(wanted, soname)
@@ -165,7 +183,7 @@ class _Walk:
         own = (*_origin(wanted.elf.runpath, wanted.found.path),)
         if not wanted.elf.runpath:
             own = (*_origin(wanted.elf.rpath, wanted.found.path), *wanted.rpath)
-        builtin = (wanted.loader_dir, f"usr/lib/{MULTIARCH.get(wanted.elf.kind[1], '')}", "usr/lib")
+        builtin = self._library_folders(wanted)
         configured = (*self.conf_dirs, "usr/lib64")
         names = [soname] if "/" in soname else [f"{folder}/{soname}" for folder in (*own, *builtin, *configured)]
         for number, name in enumerate(names):
@@ -180,6 +198,12 @@ class _Walk:
                 link = (f"{wanted.loader_dir}/{soname}", os.path.relpath("/" + found.path, "/" + wanted.loader_dir))
             return found, elf, link
         return None
+
+    @staticmethod
+    def _library_folders(wanted: _Wanted) -> tuple[str, ...]:
+        """The loader's own folders, each once."""
+        multiarch = f"usr/lib/{MULTIARCH.get(wanted.elf.kind[1], '')}".rstrip("/")
+        return tuple(dict.fromkeys((wanted.loader_dir, multiarch, "usr/lib")))
 
     def _take(self, found: Found, chain: tuple[str, ...]) -> bool:
         """Note a file and the links to it; whether the file is new."""
@@ -207,48 +231,55 @@ class _Walk:
         )
 
 
+def _calls(wanted: _Wanted, function: str | None) -> bool:
+    """Whether it is a program (a library's callers may never come there) that calls a function, when one is named."""
+    return function is None or (len(wanted.chain) == 1 and f"\0{function}\0".encode() in wanted.elf.names)
+
+
 def read_elf(path: Path) -> Elf | None:
     """Read a file's dynamic section and notes; None when it is not ELF. Raises CapsulekitError when it is damaged."""
     with path.open("rb") as stream:
-        if stream.read(4) != b"\x7fELF":
-            return None
-        try:
-            return _read_segments(ELFFile(stream))
-        except (ELFError, struct.error, ValueError, KeyError, AttributeError) as error:
-            raise CapsulekitError(f"{path} is a damaged ELF file: {error}") from error
+        return parse_elf(stream, str(path))
 
 
-def _read_segments(elf: Any) -> Elf:
-    interpreter = None
-    dynamic: dict[str, list[str]] = {"needed": [], "rpath": [], "runpath": []}
-    notes: list[Dlopen] = []
-    for segment in elf.iter_segments():
-        kind = segment["p_type"]
-        if kind == "PT_INTERP":
-            interpreter = segment.get_interp_name()
-        elif kind == "PT_NOTE":
-            notes.extend(_dlopen_notes(segment.data(), 8 if segment["p_align"] == 8 else 4, elf.little_endian))
-        elif kind == "PT_DYNAMIC":
-            for tag in segment.iter_tags():
-                name = str(tag.entry.d_tag)[3:].lower()
-                if name in dynamic:
-                    value = getattr(tag, name)
-                    dynamic[name].extend([value] if name == "needed" else filter(None, value.split(":")))
+def parse_elf(stream: BinaryIO, name: str) -> Elf | None:
+    """The same for an open file, whose ``name`` errors say."""
+    if stream.read(4) != MAGIC:
+        return None
+    try:
+        return _read_segments(ElfFile(stream))
+    except (struct.error, ValueError, KeyError, TypeError, OverflowError) as error:
+        raise CapsulekitError(f"{name} is a damaged ELF file: {error}") from error
+
+
+def _read_segments(elf: ElfFile) -> Elf:
+    tags, names = elf.dynamic()
+
+    def named(tag: int) -> list[str]:
+        return [name_at(names, offset) for offset in tags.get(tag, ())]
+
+    def folders(tag: int) -> tuple[str, ...]:
+        return tuple(folder for value in named(tag) for folder in value.split(":") if folder)
+
+    notes = [note for data, align in elf.notes() for note in _dlopen_notes(data, align, elf.order)]
+    interpreter = elf.interpreter
     return Elf(
-        (elf.elfclass, elf["e_machine"]),
+        (elf.bits, elf.machine),
         interpreter,
-        tuple(dynamic["needed"]),
-        tuple(dynamic["rpath"]),
-        tuple(dynamic["runpath"]),
+        tuple(named(DT_NEEDED)),
+        folders(DT_RPATH),
+        folders(DT_RUNPATH),
         tuple(notes),
+        next(iter(named(DT_SONAME)), None),
+        names if interpreter is not None else b"",
     )
 
 
-def _dlopen_notes(data: bytes, align: int, little: bool) -> Iterator[Dlopen]:
+def _dlopen_notes(data: bytes, align: int, order: str) -> Iterator[Dlopen]:
     """Libraries asked for by dlopen notes; those only suggested are left out."""
     at = 0
     while at + 12 <= len(data):
-        name_size, size, kind = struct.unpack_from("<III" if little else ">III", data, at)
+        name_size, size, kind = struct.unpack_from(order + "III", data, at)
         name_at = at + 12
         data_at = name_at + -(-name_size // align) * align
         if kind == NOTE_DLOPEN and data[name_at : name_at + name_size] == NOTE_OWNER:

@@ -1,8 +1,9 @@
 """The one exception tree of the project.
 
 It lives in the lowest package because dependencies point one way (provisioner → capsulekit → initramfs_builder).
-A message says what went wrong and where; the hint says the way out. The command line prints both on one line each
-and exits with ``exit_code`` (the table is in docs/reference/exit-status.md).
+A message says what went wrong and where; the hint says the way out. The command line prints both on one line each,
+between them the ``details`` where one line cannot name everything, and exits with ``exit_code`` (the table is in
+docs/reference/exit-status.md).
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ class CapsulekitError(Exception):
 
     exit_code = 1
 
-    def __init__(self, message: str, *, hint: str | None = None) -> None:
+    def __init__(self, message: str, *, hint: str | None = None, details: tuple[str, ...] = ()) -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
+        self.details = details
 
 
 class UsageError(CapsulekitError):

@@ -27,6 +27,48 @@ def binary_index(values: Values) -> bytes:
     return struct.pack(">III", MAGIC, VERSION, root) + bytes(nodes)
 
 
+def read_values(data: bytes) -> dict[str, list[tuple[int, str]]]:
+    """What an index holds: key → its values with their priority. Raises ValueError when it is damaged."""
+    try:
+        magic, version, root = struct.unpack_from(">III", data)
+        if (magic, version >> 16) != (MAGIC, VERSION >> 16):
+            raise ValueError("no index of kmod")
+        values: dict[str, list[tuple[int, str]]] = {}
+        todo, left = [(b"", root)], len(data)
+        while todo:
+            key, place = todo.pop()
+            left -= 1
+            if left < 0:
+                raise ValueError("a loop")  # each node takes at least a byte
+            todo += _read(data, key, place, values)
+    except struct.error as error:
+        raise ValueError(str(error)) from None
+    return values
+
+
+def _read(data: bytes, key: bytes, place: int, values: dict[str, list[tuple[int, str]]]) -> list[tuple[bytes, int]]:
+    """Read the node at a place, whose key so far is ``key``; returns its children."""
+    at, children = place & ~(HAS_PREFIX | HAS_VALUES | HAS_CHILDREN), []
+    if place & HAS_PREFIX:
+        end = data.index(b"\0", at)
+        key, at = key + data[at:end], end + 1
+    if place & HAS_CHILDREN:
+        first, last = struct.unpack_from("BB", data, at)
+        places = struct.unpack_from(f">{last - first + 1}I", data, at + 2) if last >= first else ()
+        at += 2 + 4 * len(places)
+        children = [(key + bytes([first + n]), child) for n, child in enumerate(places) if child]
+    if place & HAS_VALUES:
+        (count,) = struct.unpack_from(">I", data, at)
+        at += 4
+        for _ in range(count):
+            end = data.index(b"\0", at + 4)
+            values.setdefault(os.fsdecode(key), []).append(
+                (struct.unpack_from(">I", data, at)[0], os.fsdecode(data[at + 4 : end]))
+            )
+            at = end + 1
+    return children
+
+
 def _write(out: bytearray, keys: list[bytes], values: dict[bytes, list[tuple[int, str]]], start: int) -> int:
     """Write the node for sorted ``keys``, which are the same up to ``start``; returns its place and its parts."""
     shared = _shared(keys[0], keys[-1]) if keys else b""  # of sorted keys, what the ends share, all share

@@ -8,7 +8,10 @@ from initramfs_builder.errors import CapsulekitError
 
 
 def shell_dir(stage: str) -> Path:
-    """The folder of a stage's shell files ("stage1" or "stage2"); raises CapsulekitError when it was not installed."""
+    """The folder of a stage's shell files ("stage1", "stage2", "stage2-hybrid").
+
+    Raises CapsulekitError when it was not installed.
+    """
     package = Path(__file__).resolve().parent
     for folder in (package / stage, package.parent / stage):
         if folder.is_dir():

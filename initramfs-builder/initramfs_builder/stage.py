@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from initramfs_builder import cpio, elf
 from initramfs_builder.archive import Archive
 from initramfs_builder.errors import CapsulekitError
-from initramfs_builder.modules import ModuleTree
+from initramfs_builder.firmware import Firmware
+from initramfs_builder.indexes import indexes
+from initramfs_builder.loaded import loaded_in
+from initramfs_builder.modules import BUSYBOX, Modprobe, ModuleTree
+from initramfs_builder.patterns import Patterns, is_glob
+from initramfs_builder.store import Store
 from initramfs_builder.tree import MERGED, Found, Tree, merged
 
 FOLDERS = ("dev", "proc", "sys", "run", "mnt", "newroot", "etc", "usr/bin", "usr/sbin", "usr/lib", "usr/lib64")
@@ -18,6 +24,20 @@ NEEDS = "# needs:"
 # The kernel calls these by their full path in /sbin (CONFIG_MODPROBE_PATH), not through PATH.
 ALSO_IN_SBIN = frozenset({"modprobe"})
 AGENT = "agent/"
+# What kmod's modprobe is linked with, or loads, tells which modules it unpacks.
+UNPACKERS = (("libzstd.so", ".zst"), ("liblzma.so", ".xz"), ("libz.so", ".gz"))
+
+
+@dataclass(frozen=True)
+class Modules:
+    """What an image wants of a kernel: module names (see ModuleTree.closure) and firmware beside what modules name.
+
+    Firmware is looked up in the kernel's tree, then in those ``beside`` it.
+    """
+
+    names: tuple[str, ...]
+    firmware: tuple[str, ...] = ()
+    beside: tuple[Tree, ...] = ()
 
 
 def add_skeleton(archive: Archive) -> None:
@@ -36,7 +56,7 @@ def add_skeleton(archive: Archive) -> None:
 
 def add_programs(archive: Archive, tree: Tree, binaries: Iterable[str]) -> None:
     """Programs with all they load; raises CapsulekitError naming who wanted what is missing."""
-    closure = elf.find_closure(tree, binaries)
+    closure = elf.find_closure(tree, binaries, loaded=loaded_in(tree))
     for path in sorted(closure.files):
         archive.add_found(closure.files[path])
     for path, target in sorted(closure.links.items()):
@@ -68,27 +88,51 @@ def known_applets(busybox: Found, names: Iterable[str]) -> frozenset[str]:
     """Which of the names a busybox has as applets."""
     # The names lie in the program one after another, each ended by NUL: busybox may be of another machine's kind and
     # cannot be asked by running it.
-    data = busybox.host.read_bytes()
-    return frozenset(name for name in names if b"\0" + name.encode() + b"\0" in data)
+    known = set(busybox.host.read_bytes().split(b"\0"))
+    return frozenset(name for name in names if name.encode() in known)
+
+
+def add_paths(archive: Archive, tree: Tree, patterns: Patterns) -> None:
+    """Files and folders (with all they hold) of a tree as they are, by name or glob, exceptions left out.
+
+    Raises CapsulekitError when a name or glob finds nothing.
+    """
+    for wanted in patterns.wanted:
+        hits = list(tree.glob(wanted)) if is_glob(wanted) else [wanted]
+        kept = [hit for hit in hits if not (is_glob(wanted) and patterns.leaves_out(hit))]
+        if not hits:
+            raise CapsulekitError(f"{wanted} finds nothing in {tree.root}", hint="is the package in the recipe?")
+        for path in kept:
+            archive.add_path(tree, path, patterns.leaves_out)
+
+
+def modprobe_of(tree: Tree, binaries: Iterable[str]) -> Modprobe:
+    """The modprobe that these programs of a tree give an image; without one it is busybox's."""
+    path = next((path for path in binaries if path.rpartition("/")[2] == "modprobe"), None)
+    found = tree.resolve(path) if path is not None else None
+    if path is None or found is None or found.path.rpartition("/")[2].startswith("busybox"):
+        return BUSYBOX
+    names = [file.rpartition("/")[2] for file in elf.find_closure(tree, [path]).files]
+    return Modprobe(True, frozenset(end for library, end in UNPACKERS if any(n.startswith(library) for n in names)))
 
 
 def add_modules(
-    archive: Archive, kernel_tree: Path, release: str, modules: Iterable[str], *, kmod: bool = False
-) -> tuple[str, ...]:
-    """Modules with all they need, their firmware and modprobe's index; the names of firmware not found.
+    archive: Archive, kernel: ModuleTree, wanted: Modules, modprobe: Modprobe, store: Store, level: int
+) -> tuple[Firmware, tuple[str, ...]]:
+    """Modules with all they need, their firmware and modprobe's indexes; what of the firmware is missing, and remarks.
 
-    ``kmod`` says that modprobe is kmod's, which reads binary indexes too.
+    ``level`` is zstd's, for modules that the image's modprobe can unpack.
     """
-    kernel = ModuleTree(kernel_tree, release)
-    files = kernel.closure(modules)
-    for file in files:
-        archive.add(cpio.regular(kernel.image_name(file), kernel.contents(file)))
-    for name, text in {**kernel.index(files), **(kernel.binary_indexes(files) if kmod else {})}.items():
-        archive.add(cpio.regular(f"usr/lib/modules/{release}/{name}", text))
-    firmware = kernel.firmware(files)
+    files = kernel.closure(wanted.names)
+    for path, content in kernel.all_contents(files, modprobe, store, level):
+        archive.add(cpio.regular(path, content))
+    for name, text in indexes(kernel, files, modprobe).items():
+        archive.add(cpio.regular(f"usr/lib/modules/{kernel.release}/{name}", text))
+    firmware = kernel.firmware(files, kernel.builtin(wanted.names), Patterns(wanted.firmware), wanted.beside)
     for found in firmware.found:
         archive.add_found(found)
-    return firmware.missing
+    idle = kernel.idle_exceptions(wanted.names)
+    return firmware, tuple(f'"{one}" matches no module of kernel {kernel.release}' for one in idle)
 
 
 def add_shell(archive: Archive, folder: Path) -> None:

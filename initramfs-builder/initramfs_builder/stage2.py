@@ -7,15 +7,19 @@ its shell needs is taken from the tree with what it loads.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
 from initramfs_builder import cpio
-from initramfs_builder.archive import Archive, Report, pack
+from initramfs_builder.archive import Archive
+from initramfs_builder.compress import compression_for
 from initramfs_builder.errors import CapsulekitError
+from initramfs_builder.modules import ModuleTree
+from initramfs_builder.pack import Packing, Report, pack
 from initramfs_builder.resources import shell_dir
 from initramfs_builder.stage import (
+    Modules,
     add_applets,
     add_modules,
     add_programs,
@@ -23,12 +27,15 @@ from initramfs_builder.stage import (
     add_skeleton,
     check_commands,
     known_applets,
+    modprobe_of,
     needed_commands,
 )
+from initramfs_builder.store import passing
 from initramfs_builder.tree import Found, Tree
 
 DEFAULT_LEVEL = 9
 BUSYBOX = "usr/bin/busybox"
+HYBRID_SHELL = "stage2-hybrid"
 # For whoever ends up in the shell of an initrd with busybox; they cost a link each.
 HANDY = (
     "chown", "cp", "cut", "date", "dd", "dmesg", "echo", "env", "find", "grep", "head", "kill", "ln", "ls", "mknod",
@@ -40,6 +47,7 @@ STAND_INS = {"sh": ("dash", "bash")}
 # For the way out: which packages bring a command, as most distributions call them.
 COREUTILS = "coreutils or busybox"
 PACKAGES = {
+    "ip": "iproute2 (RPM: iproute) or busybox",
     "losetup": "util-linux (Debian: mount) or busybox",
     "modprobe": "kmod or busybox",
     "mount": "util-linux (Debian: mount) or busybox",
@@ -67,15 +75,17 @@ def assemble_stage2(
     mtime: int,
     level: int = DEFAULT_LEVEL,
     shell: Path | None = None,
+    hybrid: bool = False,
 ) -> Report:
-    """Write boot/initrd.img: one zstd frame with one newc archive, padded to 4 bytes so that layers can follow it.
+    """Write boot/initrd.img (see pack), padded to 4 bytes so that layers can follow it.
 
-    The arguments are those of stage1.assemble, and so are the promises. Raises CapsulekitError also when the tree lacks
-    a command, naming the packages that bring it.
+    The arguments are those of stage1.assemble, and so are the promises. ``hybrid`` adds what mounts a network layer.
+    Raises CapsulekitError also when the tree lacks a command, naming the packages that bring it.
     """
     boot = Tree(tree)
-    scripts = shell or shell_dir("stage2")
-    programs = find_programs(boot, ["sh", *(command for _, command in needed_commands(scripts))])
+    folders = [shell or shell_dir("stage2"), *([shell_dir(HYBRID_SHELL)] if hybrid else [])]
+    commands = [command for folder in folders for _, command in needed_commands(folder)]
+    programs = find_programs(boot, ["sh", *commands])
     archive = Archive()
     add_skeleton(archive)
     add_programs(archive, boot, _with_interpreters(boot, programs.binaries))
@@ -84,10 +94,16 @@ def assemble_stage2(
         archive.add(cpio.symlink(path, target))
     if "usr/sbin/modprobe" not in archive:
         archive.add(cpio.symlink("usr/sbin/modprobe", "/usr/bin/modprobe"))  # where the kernel calls it
-    missing = add_modules(archive, kernel_tree, release, modules, kmod="modprobe" not in programs.applets)
-    add_shell(archive, scripts)
-    check_commands(archive, scripts)
-    return pack(out, archive, mtime, level, missing)
+    for folder in folders:
+        add_shell(archive, folder)
+        check_commands(archive, folder)
+    kernel = ModuleTree(kernel_tree, release)
+    compression, remark = compression_for(kernel.tree, release)
+    with passing() as store:
+        wanted = Modules(tuple(modules), beside=(boot,))
+        firmware, remarks = add_modules(archive, kernel, wanted, modprobe_of(boot, programs.binaries), store, level)
+        report = pack(out, archive, Packing(mtime, level, compression, store))
+    return replace(report, missing=firmware.missing, remarks=(*([remark] if remark else ()), *remarks))
 
 
 def find_programs(tree: Tree, commands: Iterable[str]) -> Programs:

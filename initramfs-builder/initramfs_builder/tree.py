@@ -7,13 +7,18 @@ are followed inside the root only, whatever they say.
 
 from __future__ import annotations
 
+import fnmatch
 import os
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 
 from initramfs_builder.errors import CapsulekitError
 
 MERGED = frozenset({"bin", "sbin", "lib", "lib32", "lib64", "libx32"})
+WILD = re.compile(r"[*?[]")
 LINK_LIMIT = 40  # the kernel's own limit of links in one look-up
 
 
@@ -38,10 +43,13 @@ def merged(path: str) -> str:
 
 
 class Tree:
-    """Look-ups in a root folder."""
+    """Look-ups in a root folder, which nobody changes meanwhile."""
 
     def __init__(self, root: Path) -> None:
         self.root = root.resolve()
+        self._top = str(self.root).rstrip("/")
+        self._spelled: dict[tuple[str, ...], tuple[list[str], str | None] | None] = {}
+        self._listed: dict[str, list[str]] = {}
 
     def resolve(self, path: str) -> Found | None:
         """Follow a path to a file or folder; None when it does not exist. Raises CapsulekitError on a link loop."""
@@ -56,17 +64,16 @@ class Tree:
             if part == "..":
                 done = done[:-1]
                 continue
-            here = self._on_disk([*done, part])
-            if here is None:
+            step = self._on_disk((*done, part))
+            if step is None:
                 return None
-            host = self.root.joinpath(*here)
-            if not host.is_symlink():
+            here, target = step
+            if target is None:
                 done = here
                 continue
             hops += 1
             if hops > LINK_LIMIT:
                 raise CapsulekitError(f"{path} in {self.root} is a loop of symbolic links")
-            target = str(host.readlink())
             done = [] if target.startswith("/") else here[:-1]
             self._note_link(links, here, [*done, *target.split("/")])
             todo = target.split("/") + todo
@@ -75,29 +82,55 @@ class Tree:
 
     def listing(self, path: str) -> list[str]:
         """Sorted names in a folder, under both of its names; empty when it does not exist."""
-        names: set[str] = set()
-        for parts in self._spellings(merged(path).split("/")):
-            host = self.root.joinpath(*parts)
-            if host.is_dir() and self._free_of_links(host):
-                names.update(entry.name for entry in host.iterdir())
-        return sorted(names)
+        known = self._listed.get(path)
+        if known is None:
+            names: set[str] = set()
+            for parts in self._spellings(tuple(merged(path).split("/"))):
+                host = "/".join((self._top, *parts))
+                if os.path.isdir(host) and os.path.realpath(host) == host:  # noqa: PTH112
+                    names.update(os.listdir(host))  # noqa: PTH208
+            known = self._listed[path] = sorted(names)
+        return known
 
-    def _on_disk(self, parts: list[str]) -> list[str] | None:
-        if parts == ["usr"]:
-            return parts  # a tree with nothing but /lib still has what is looked for in usr/lib
+    def glob(self, pattern: str) -> Iterator[str]:
+        """Merged paths that a glob matches, sorted; a star matches across "/". Links to folders are not entered."""
+        start = merged("/".join(takewhile(lambda part: not WILD.search(part), pattern.split("/"))))
+        matches = re.compile(fnmatch.translate(merged(pattern))).match
+        todo = [start]
+        while todo:
+            folder = todo.pop()
+            for name in sorted(self.listing(folder) if folder else self._names(), reverse=True):
+                path = f"{folder}/{name}".lstrip("/")
+                if matches(path):
+                    yield path
+                found = self.resolve(path)
+                if found is not None and found.path == path and found.host.is_dir():
+                    todo.append(path)
+
+    def _names(self) -> list[str]:
+        return sorted({"usr" if name in MERGED else name for name in os.listdir(self.root)})  # noqa: PTH208
+
+    def _on_disk(self, parts: tuple[str, ...]) -> tuple[list[str], str | None] | None:
+        """Where a path with no link above its last part lies, and what it says if that is a link; kept."""
+        if parts not in self._spelled:
+            self._spelled[parts] = self._look(parts)
+        return self._spelled[parts]
+
+    def _look(self, parts: tuple[str, ...]) -> tuple[list[str], str | None] | None:
+        if parts == ("usr",):
+            return ["usr"], None  # a tree with nothing but /lib still has what is looked for in usr/lib
+        top = self._top
         for spelling in self._spellings(parts):
-            host = self.root.joinpath(*spelling)
-            if os.path.lexists(host) and self._free_of_links(host.parent):
-                return spelling
+            above, host = "/".join((top, *spelling[:-1])), "/".join((top, *spelling))
+            # Plain text in place of Path, here and above: thousands of look-ups are half of an assembly's time.
+            if os.path.lexists(host) and (above == top or os.path.realpath(above) == above):
+                return list(spelling), os.readlink(host) if os.path.islink(host) else None  # noqa: PTH114, PTH115
         return None
 
-    def _free_of_links(self, host: Path) -> bool:
-        return os.path.realpath(host) == str(host)
-
     @staticmethod
-    def _spellings(parts: list[str]) -> list[list[str]]:
+    def _spellings(parts: tuple[str, ...]) -> list[tuple[str, ...]]:
         if parts[0] in MERGED:
-            return [parts, ["usr", *parts]]
+            return [parts, ("usr", *parts)]
         if parts[0] == "usr" and len(parts) > 1 and parts[1] in MERGED:
             return [parts, parts[1:]]
         return [parts]

@@ -28,7 +28,12 @@ QUESTIONS = {
 @click.option("--range", "range_", metavar="START-END", help="Addresses given to nodes.")
 @click.option("--domain", help="Domain of the nodes' names.")
 @click.option("--policy", type=click.Choice(["auto", "accept"]), help="Boot unknown machines at once, or ask first.")
-@click.option("--stage1", type=click.Path(path_type=Path, file_okay=False), help="Folder with vmlinuz and stage1.img.")
+@click.option(
+    "--stage1",
+    type=click.Path(path_type=Path, file_okay=False),
+    multiple=True,
+    help="Folder that `stage1 build` wrote; once for each architecture.",
+)
 @click.option("--stage1-kargs", metavar="ARGS", help="Kernel arguments of stage 1.")
 @click.option("--kargs", metavar="ARGS", help="Kernel arguments of every node's capsule.")
 @click.option("--default-vnfs", metavar="NAME", help="Capsule of new nodes.")
@@ -40,7 +45,7 @@ def cli(
     range_: str | None,
     domain: str | None,
     policy: str | None,
-    stage1: Path | None,
+    stage1: tuple[Path, ...],
     stage1_kargs: str | None,
     kargs: str | None,
     default_vnfs: str | None,

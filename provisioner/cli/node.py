@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
 import click
 
 from capsulekit.cli.main import Options
@@ -13,6 +16,11 @@ from provisioner.cli._site import (
     open_site,
     say,
 )
+
+if TYPE_CHECKING:
+    from provisioner.nodeviews import NodeDevices
+    from provisioner.registry.model import Node
+    from provisioner.registry.registry import Registry
 
 DRY_RUN = click.option("--dry-run", is_flag=True, help="Check and say what would be done; change nothing.")
 NODES = click.argument("nodes", nargs=-1, required=True)
@@ -119,14 +127,16 @@ def accept(options: Options, nodes: tuple[str, ...], dry_run: bool) -> None:
 def show(options: Options, nodes: tuple[str, ...]) -> None:
     """Print every attribute as NAME:Key=value lines."""
     from capsulekit.output import emit_json
-    from provisioner.nodeviews import record, show_lines
+    from provisioner.nodeviews import show_lines, show_record
 
-    chosen, unmatched = chosen_for_reading(open_site(options), options, nodes)
+    registry = open_site(options)
+    chosen, unmatched = chosen_for_reading(registry, options, nodes)
+    found = _devices(registry)
     if options.json:
-        emit_json([record(node) for node in chosen])
+        emit_json([show_record(node, found(node)) for node in chosen])
     else:
         for node in chosen:
-            click.echo("\n".join(show_lines(node)))
+            click.echo("\n".join(show_lines(node, found(node))))
     complain(unmatched)
 
 
@@ -158,12 +168,30 @@ def status(options: Options, nodes: tuple[str, ...]) -> None:
 
     registry = open_site(options)
     chosen, unmatched = chosen_for_reading(registry, options, nodes)
-    boots = [(node, registry.boot_times(node.nodeid)) for node in chosen]
+    found = _devices(registry)
+    boots = [(node, registry.boot_times(node.nodeid), found(node)) for node in chosen]
     if options.json:
-        emit_json([status_record(node, times) for node, times in boots])
+        emit_json([status_record(*boot) for boot in boots])
     else:
         click.echo(status_table(boots, time.time()))
     complain(unmatched)
+
+
+def _devices(registry: Registry) -> Callable[[Node], NodeDevices]:
+    """What each node reported of its devices; a list that many nodes have is read once."""
+    from functools import cache
+
+    from provisioner.nodeviews import NodeDevices
+
+    known, devices_of = registry.node_hardware(), cache(registry.devices_of)
+
+    def found(node: Node) -> NodeDevices:
+        if node.nodeid not in known:
+            return NodeDevices()
+        number, reported = known[node.nodeid]
+        return NodeDevices(reported, devices_of(number))
+
+    return found
 
 
 def _count(number: int) -> str:

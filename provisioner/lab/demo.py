@@ -13,7 +13,8 @@ from capsulekit.build import BuildOptions, build
 from capsulekit.cache import default_cache_dir
 from capsulekit.errors import CapsulekitError
 from capsulekit.progress import Progress
-from capsulekit.stage1 import build_stage1, default_recipe
+from capsulekit.stage1 import build_stage1
+from capsulekit.stage1recipe import VIRTUAL, shipped_recipe
 from capsulekit.trust.minisign import create_key_files
 from provisioner.lab.lab import Lab
 from provisioner.lab.qemu import Node as Machine
@@ -47,7 +48,7 @@ def run_demo(nodes: int, folder: Path, recipe: Path) -> None:
     print(f"  {result.name}: {result.size / 1e6:.1f} MB, identity {result.identity}")
     print("2. Stage 1")
     assembled = Progress(live=sys.stderr.isatty())
-    made = build_stage1(default_recipe(), stage1, default_cache_dir(), assembled)
+    made = build_stage1(shipped_recipe(VIRTUAL), stage1, default_cache_dir(), assembled)
     print(assembled.table())
     print(f"  vmlinuz {made.kernel_size / 1e6:.1f} MB, stage1.img {made.image_size / 1e6:.1f} MB")
     place = folder / "site"

@@ -25,7 +25,7 @@ from capsulekit.files import atomic_write
 from capsulekit.run import failed, tool
 from capsulekit.sitepaths import SitePaths
 from provisioner.lab import net
-from provisioner.lab.qemu import Firmware, Machine, Node
+from provisioner.lab.qemu import Arch, Card, Firmware, Machine, Medium, Node
 
 ADDRESS = "10.77.0.1/24"
 RECORD = "lab.json"
@@ -43,6 +43,7 @@ class Lab:
         self.network = net.Network(net.new_name(), "br0", address)
         self.nodes: list[Node] = []
         self._children: list[subprocess.Popen[bytes]] = []
+        self._taps = 0
         self._old_term: Any = None
 
     @property
@@ -89,17 +90,29 @@ class Lab:
         cpus: int = 1,
         kernel: tuple[Path, Path, str] | None = None,
         nic: str = "virtio-net-pci",
+        rom: bool = True,
         extra: Sequence[str] = (),
+        arch: Arch = "amd64",
+        cpu: str = "",
+        before: Sequence[tuple[str, str]] = (),
+        medium: Medium | None = None,
     ) -> Node:
         """A machine on the lab's bridge, switched off: ``memory`` in MB; ``kernel`` (kernel, initrd, command line)
-        starts it without PXE."""
-        tap = f"tap{len(self.nodes)}"
-        net.add_tap(self.network, tap)
-        machine = Machine(mac, tap, memory, firmware, cpus, kernel, nic, tuple(extra))
+        starts it without PXE; ``before`` are more cards (MAC, model), on the bus before the one that boots."""
+        cards = [Card(other, self._tap(), model, rom=False) for other, model in before]
+        card = Card(mac, self._tap(), nic, rom)
+        machine = Machine(card, memory, firmware, cpus, kernel, tuple(extra), arch, cpu, tuple(cards), medium)
         # Short folder name: a Unix socket's path ends at 107 bytes.
         node = Node(machine, self.workdir / mac.replace(":", "").lower(), self.spawn)
         self.nodes.append(node)
         return node
+
+    def _tap(self) -> str:
+        """One more tap on the bridge."""
+        name = f"tap{self._taps}"
+        self._taps += 1
+        net.add_tap(self.network, name)
+        return name
 
     def spawn(self, argv: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
         """Start a program inside the lab's network, its output in ``log``; it ends with the lab."""

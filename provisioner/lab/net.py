@@ -17,7 +17,7 @@ GRACE = 5.0  # seconds between SIGTERM and SIGKILL
 
 @dataclass(frozen=True)
 class Network:
-    """A namespace's name, the bridge inside it and the bridge's address ("10.77.0.1/24")."""
+    """A namespace's name, the bridge inside it and the bridge's address ("10.77.0.1/24" or "fd00:77::1/64")."""
 
     namespace: str
     bridge: str
@@ -36,10 +36,12 @@ def new_name() -> str:
 def create(network: Network) -> None:
     """Make the namespace with loopback and bridge up; raises CapsulekitError (root is needed)."""
     _ip("netns", "add", network.namespace)
+    # An IPv6 address is usable only after a while spent looking for doubles, unless that is left out.
+    how = ("nodad",) if ":" in network.address else ()
     for words in (
         ("link", "set", "lo", "up"),
         ("link", "add", network.bridge, "type", "bridge", "stp_state", "0", "forward_delay", "0"),
-        ("address", "add", network.address, "dev", network.bridge),
+        ("address", "add", network.address, "dev", network.bridge, *how),
         ("link", "set", network.bridge, "up"),
     ):
         _ip("-n", network.namespace, *words)

@@ -1,4 +1,4 @@
-"""A node in QEMU under software emulation: boots by PXE from the lab's bridge, serial console on a socket."""
+"""A node in QEMU under software emulation: boots from the lab's bridge or a medium, serial console on a socket."""
 
 from __future__ import annotations
 
@@ -17,35 +17,69 @@ from capsulekit.run import tool
 from provisioner.lab.console import Console
 
 Firmware = Literal["bios", "uefi"]
+Arch = Literal["amd64", "i386"]
 OVMF = Path("/usr/share/OVMF")
+PROGRAMS = {"amd64": "qemu-system-x86_64", "i386": "qemu-system-i386"}
+VGA_TEXT, VGA_TEXT_SIZE = 0xB8000, 32 * 1024  # where a VGA card keeps its text: pairs of character and colour
+
+
+@dataclass(frozen=True)
+class Card:
+    """One network card, its cable in ``tap``; without ``rom`` it has no boot program of its own (QEMU's is an iPXE)."""
+
+    mac: str
+    tap: str
+    model: str = "virtio-net-pci"
+    rom: bool = True
+
+
+@dataclass(frozen=True)
+class Medium:
+    """An image the machine starts from instead of the network: as a CD, or written to a USB stick."""
+
+    image: Path
+    kind: Literal["cd", "usb"]
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What a node is made of: ``memory`` in MB; ``kernel`` skips the firmware (kernel, initrd, command line)."""
+    """What a node is made of: ``memory`` in MB; ``kernel`` skips the firmware (kernel, initrd, command line).
 
-    mac: str
-    tap: str
+    It boots from ``card``, unless there is a ``medium``; ``before`` are cards that the bus shows first and that boot
+    nothing. ``cpu`` is QEMU's name of one, "" the most that it can emulate. There is no disk.
+    """
+
+    card: Card
     memory: int = 1024
     firmware: Firmware = "bios"
     cpus: int = 1
     kernel: tuple[Path, Path, str] | None = None
-    nic: str = "virtio-net-pci"
     extra: tuple[str, ...] = ()
+    arch: Arch = "amd64"
+    cpu: str = ""
+    before: tuple[Card, ...] = ()
+    medium: Medium | None = None
+
+    @property
+    def mac(self) -> str:
+        """The address of the card that boots."""
+        return self.card.mac
 
 
 def qemu_argv(machine: Machine, folder: Path) -> list[str]:
     """The whole command line; sockets and copies of firmware variables lie in ``folder``."""
     # Software emulation, always: /dev/kvm may exist in a nested guest and still hang every machine.
-    argv = [tool("qemu-system-x86_64", "run a lab's nodes"), "-name", machine.mac.replace(":", "-")]
+    argv = [tool(PROGRAMS[machine.arch], "run a lab's nodes"), "-name", machine.mac.replace(":", "-")]
     # A small translation buffer: after kexec every store to a page that ever held translated code is slow, and with
     # the default size unpacking a 33 MB initrd took 40 s instead of 0.7 s (a small buffer is flushed often).
     accel = "tcg,tb-size=64" + (",thread=multi" if machine.cpus > 1 else "")
-    argv += ["-accel", accel, "-machine", "pc", "-cpu", "max"]
+    argv += ["-accel", accel, "-machine", "pc", "-cpu", machine.cpu or "max"]
     argv += ["-m", str(machine.memory), "-smp", str(machine.cpus), "-display", "none", "-no-user-config", "-nodefaults"]
     argv += ["-vga", "std", "-rtc", "base=utc"]
-    argv += ["-netdev", f"tap,id=net0,ifname={machine.tap},script=no,downscript=no"]
-    argv += ["-device", f"{machine.nic},netdev=net0,mac={machine.mac.lower()},bootindex=1"]
+    for number, card in enumerate((*machine.before, machine.card)):
+        argv += _card_words(card, number, boots=card is machine.card and machine.medium is None)
+    if machine.medium:
+        argv += _medium_words(machine.medium)
     argv += ["-object", "rng-random,id=rng0,filename=/dev/urandom", "-device", "virtio-rng-pci,rng=rng0"]
     # wait=on: the guest starts once the console is listened to, so its first line is never lost.
     argv += ["-chardev", f"socket,id=serial0,path={folder / 'serial'},server=on,wait=on", "-serial", "chardev:serial0"]
@@ -57,6 +91,21 @@ def qemu_argv(machine: Machine, folder: Path) -> list[str]:
         argv += ["-drive", f"if=pflash,format=raw,unit=0,readonly=on,file={OVMF / 'OVMF_CODE_4M.fd'}"]
         argv += ["-drive", f"if=pflash,format=raw,unit=1,file={folder / 'OVMF_VARS.fd'}"]
     return [*argv, *machine.extra]
+
+
+def _card_words(card: Card, number: int, *, boots: bool) -> list[str]:
+    device = f"{card.model},netdev=net{number},mac={card.mac.lower()}"
+    device += ",bootindex=1" if boots else ""
+    # The firmware runs every card's boot program, not only that of the one it shall boot from.
+    device += "" if boots and card.rom else ",romfile="
+    return ["-netdev", f"tap,id=net{number},ifname={card.tap},script=no,downscript=no", "-device", device]
+
+
+def _medium_words(medium: Medium) -> list[str]:
+    drive = f"if=none,id=medium,format=raw,readonly=on,file={medium.image}"
+    if medium.kind == "cd":
+        return ["-drive", f"{drive},media=cdrom", "-device", "ide-cd,drive=medium,bootindex=0"]
+    return ["-drive", drive, "-device", "qemu-xhci", "-device", "usb-storage,drive=medium,bootindex=0"]
 
 
 class Node:
@@ -126,6 +175,18 @@ class Node:
         if "error" in answer:
             raise CapsulekitError(f"QEMU refused {command}: {answer['error'].get('desc')}")
         return answer.get("return")
+
+    def screenshot(self, path: Path) -> Path:
+        """Write what a monitor on the machine would show, as PNG or PPM by the name; returns ``path``."""
+        self.qmp("screendump", filename=str(path), format=path.suffix.removeprefix(".").lower())
+        return path
+
+    def screen_text(self) -> str:
+        """The characters in the VGA card's text memory, line by line; of use while it shows text and no picture."""
+        memory = self.folder / "vga.bin"
+        self.qmp("pmemsave", val=VGA_TEXT, size=VGA_TEXT_SIZE, filename=str(memory))
+        letters = memory.read_bytes()[::2].decode("cp437").replace("\0", " ")
+        return "\n".join(letters[at : at + 80].rstrip() for at in range(0, len(letters), 80))
 
     def _wait_for(self, path: Path) -> None:
         deadline = time.monotonic() + 30

@@ -15,7 +15,7 @@ from provisioner.lab.lab import Lab
 from provisioner.registry.model import Event, Node
 from provisioner.registry.registry import Registry, open_registry
 
-POOL = (100, 200)  # last octets of the addresses that nodes get
+POOL = (100, 200)  # last parts of the addresses that nodes get
 
 
 class LabSite:
@@ -37,12 +37,13 @@ class LabSite:
             raise CapsulekitError(f"capsulekit {words[0]} ended with {status}: {err.getvalue().strip()}")
         return out.getvalue()
 
-    def init(self, lab: Lab, stage1: Path, *more: str, kargs: str = "console=ttyS0,115200") -> None:
-        """Set the site up on the lab's bridge with ``stage1``; the nodes talk on their serial console."""
-        net = lab.ip.rpartition(".")[0]
-        pool = f"{net}.{POOL[0]}-{net}.{POOL[1]}"
-        words = ["--interface", lab.network.bridge, "--address", lab.network.address, "--range", pool]
-        self.command("init", *words, "--stage1", str(stage1), "--stage1-kargs", kargs, *more)
+    def init(self, lab: Lab, stage1: Path, *more: str, kargs: str = "console=tty0 console=ttyS0,115200") -> None:
+        """Set the site up on the lab's bridge with ``stage1``; the nodes talk on their screen and serial console."""
+        dot = ":" if ":" in lab.ip else "."
+        net = lab.ip.rpartition(dot)[0] + dot
+        words = ["--interface", lab.network.bridge, "--address", lab.network.address]
+        words += ["--range", f"{net}{POOL[0]}-{net}{POOL[1]}", "--stage1", str(stage1), "--stage1-kargs", kargs]
+        self.command("init", *words, *more)
 
     @property
     def registry(self) -> Registry:

@@ -27,8 +27,11 @@ BACKOFF = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)  # seconds before the n-th restart in
 STEADY_SECONDS = 60.0  # one that lived this long starts the row anew
 
 
-def write_config(folder: Path, config: SiteConfig) -> Path:
-    """Write dnsmasq.conf into ``folder`` (state/netboot) and return its path."""
+def write_config(folder: Path, config: SiteConfig, more: Path) -> Path:
+    """Write dnsmasq.conf into ``folder`` (state/netboot) and return its path.
+
+    ``more`` is the site's own folder of additions (config/dnsmasq.d/NAME.conf), which need not be there.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     text = render(
         "dnsmasq.conf.j2",
@@ -36,9 +39,12 @@ def write_config(folder: Path, config: SiteConfig) -> Path:
         domain=config.domain,
         range_start=config.range_start,
         range_end=config.range_end,
-        netmask=str(config.network.netmask),
+        netmask=str(config.network.prefixlen if config.six else config.network.netmask),
+        six=int(config.six),
+        host=config.host,
         folder=str(folder),
-        base=f"http://{config.ip}:{config.http_port}",
+        more=str(more) if more.is_dir() else "",
+        base=config.plain_url,
     )
     path = folder / "dnsmasq.conf"
     atomic_write(path, text.encode())
@@ -64,7 +70,7 @@ def check_config(conf: Path) -> None:
         said = refused.output.strip().splitlines()[-1:] or ["it printed nothing"]
         raise CapsulekitError(
             f"dnsmasq refuses its configuration: {said[0].removeprefix('dnsmasq:').strip()}",
-            hint="check address, range and domain in site.toml",
+            hint="check address, range and domain in site.toml, and the files in dnsmasq.d beside it",
         ) from refused
 
 
@@ -179,11 +185,12 @@ class Dnsmasq:
 
 
 def answers(address: str, name: str, port: int = 53, timeout: float = 0.5) -> bool:
-    """True when a name server there knows ``name`` (one DNS query over UDP, RFC 1035 4.1)."""
+    """True when a name server there knows an address of its own family for ``name`` (RFC 1035 4.1, RFC 3596 2.1)."""
     number = os.urandom(2)
+    family, kind = (socket.AF_INET6, 28) if ":" in address else (socket.AF_INET, 1)
     labels = b"".join(bytes([len(label)]) + label.encode() for label in name.split("."))
-    query = number + struct.pack(">HHHHH", 0x0100, 1, 0, 0, 0) + labels + b"\0" + struct.pack(">HH", 1, 1)
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+    query = number + struct.pack(">HHHHH", 0x0100, 1, 0, 0, 0) + labels + b"\0" + struct.pack(">HH", kind, 1)
+    with socket.socket(family, socket.SOCK_DGRAM) as s:
         s.settimeout(timeout)
         try:
             s.connect((address, port))

@@ -6,10 +6,11 @@ A failing line ends the boot script, and the fixed script then asks again after 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from capsulekit.files import atomic_file, atomic_write
+from provisioner.netboot.stage1 import ARCHES
 from provisioner.netboot.templates import render
 
 # Where Debian's package `ipxe` keeps the programs that firmware chainloads.
@@ -17,9 +18,14 @@ IPXE_PROGRAMS = Path("/usr/lib/ipxe")
 PROGRAMS = ("undionly.kpxe", "ipxe.efi")
 
 
-def boot_script(base: str, mac: str, ticket: str, kargs: str) -> str:
-    """The script for one node. ``base`` is http://ADDRESS:PORT, ``kargs`` the site's kernel arguments of stage 1."""
-    return render("boot.ipxe.j2", base=base, mac=mac, ticket=ticket, kargs=kargs)
+def boot_script(base: str, mac: str, ticket: str, kargs: str, arches: Collection[str]) -> str:
+    """The script for one node. ``base`` is http://ADDRESS:PORT, ``kargs`` the site's kernel arguments of stage 1.
+
+    Without a ``ticket`` stage 1 asks for one itself.
+    It takes the stage 1 that fits the processor; on one that is none of ``arches`` it says so, and ends after a while.
+    """
+    lacking = [arch for arch in ARCHES if arch not in arches]
+    return render("boot.ipxe.j2", base=base, mac=mac, ticket=ticket, kargs=kargs, lacking=lacking)
 
 
 def write_tftp(folder: Path, base: str, programs: Path = IPXE_PROGRAMS) -> Sequence[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,21 +14,42 @@ from capsulekit.files import atomic_file
 from capsulekit.sitepaths import SitePaths
 from capsulekit.trust.keyring import Keyring
 from provisioner.pki import ca_path
-from provisioner.siteconf import SiteConfig
+from provisioner.siteconf import SiteConfig, site_file
 
 
 def site_files(paths: SitePaths, config: SiteConfig) -> dict[str, bytes]:
-    """Path in the image → content, all but the stamp: masters, CA, trusted author keys, console policy."""
-    masters = f"http://{config.ip}:{config.http_port} https://{config.ip}:{config.tls_port}\n"
+    """Path in the image → content, all but the stamp: masters and their order, CA, trusted author keys, consoles."""
+    masters = f"{config.plain_url} {config.tls_url}\n"
     files = {
         "site/masters": masters.encode(),
         "site/ca.pem": ca_path(paths).read_bytes(),
         "site/console": f"{config.console}\n".encode(),
+        "site/order": f"{config.order}\n".encode(),
     }
     trusted = Keyring(paths.trust).keys()
     for key in trusted:
         files[f"site/keys/{key.id}.pub"] = key.file_text.encode()
     return files
+
+
+def write_site_image(path: Path, paths: SitePaths, config: SiteConfig, stamp: int) -> Path:
+    """Write the image with ``stamp`` (epoch seconds), to which nodes lift their clocks; returns ``path``."""
+    return _write(path, site_files(paths, config), stamp)
+
+
+def newest_input(paths: SitePaths, more: Iterable[Path] = ()) -> int:
+    """When the youngest file that a site's image is made of, or one of ``more``, was written: epoch seconds."""
+    inputs = [site_file(paths), ca_path(paths), *paths.trust.glob("*.pub"), *more]
+    return max(int(path.stat().st_mtime) for path in inputs)
+
+
+def _write(path: Path, files: Mapping[str, bytes], stamp: int) -> Path:
+    stamped = {**files, "site/stamp": f"{stamp}\n".encode()}
+    entries = with_parents(regular(name, stamped[name]) for name in sorted(stamped))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(path) as out:
+        write_cpio(out, entries, stamp)
+    return path
 
 
 @dataclass
@@ -49,11 +71,6 @@ class SiteImage:
         files = site_files(self.paths, self.config)
         with self._lock:
             if files != self._made_of or not self.path.exists():
-                now = int(time.time())
-                stamped = {**files, "site/stamp": f"{now}\n".encode()}
-                entries = with_parents(regular(path, stamped[path]) for path in sorted(stamped))
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                with atomic_file(self.path) as out:
-                    write_cpio(out, entries, now)
+                _write(self.path, files, int(time.time()))
                 self._made_of = files
         return self.path

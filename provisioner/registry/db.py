@@ -49,6 +49,11 @@ class Database:
         with self._explained():
             return self._connection().execute(sql, values).fetchall()
 
+    def each(self, sql: str, values: Sequence[Any] = ()) -> Iterator[sqlite3.Row]:
+        """The rows a query gives, one by one, all as of the moment it began."""
+        with self._explained():
+            yield from self._connection().execute(sql, values)
+
     @contextmanager
     def write(self) -> Iterator[sqlite3.Connection]:
         """One immediate transaction: all of the block's statements hold, or, when it raises, none."""

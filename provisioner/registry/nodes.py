@@ -12,6 +12,7 @@ from typing import Any
 from capsulekit.errors import CapsulekitError
 from provisioner.registry.capsules import Capsules
 from provisioner.registry.defaults import Defaults
+from provisioner.registry.devices import forget_devices
 from provisioner.registry.model import Node
 from provisioner.registry.names import parse_group, parse_mac, parse_name, template_names
 from provisioner.registry.selectors import Selection, select
@@ -104,7 +105,7 @@ class Nodes(Capsules):
         return self._change({"accepted": True}, macs)
 
     def delete_node(self, mac: str) -> None:
-        """Forget a node with its history, tickets and sessions. Raises CapsulekitError when there is none."""
+        """Forget a node with its history, devices, tickets and sessions. Raises CapsulekitError when there is none."""
         self.delete_nodes([mac])
 
     def delete_nodes(self, macs: Sequence[str]) -> int:
@@ -115,6 +116,7 @@ class Nodes(Capsules):
                     raise CapsulekitError(f"no node has the NodeID {mac}")
                 for table in ("events", "tickets", "sessions"):
                     con.execute(f"DELETE FROM {table} WHERE nodeid = ?", (mac,))  # noqa: S608 - the three above
+                forget_devices(con, mac)
         return len(set(macs))
 
     def _change(self, changes: dict[str, Any], macs: Sequence[str]) -> int:

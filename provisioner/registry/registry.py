@@ -1,4 +1,4 @@
-"""The registry: everything a site knows about its nodes, capsules, modules, tickets and sessions."""
+"""The registry: everything a site knows about its nodes, their devices, capsules, modules, tickets and sessions."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 
 from capsulekit.sitepaths import SitePaths
 from provisioner.registry.db import Database
+from provisioner.registry.devices import Devices
 from provisioner.registry.nodes import DuplicateNode, Nodes
 from provisioner.registry.reports import Reports
 from provisioner.registry.roles import Roles
@@ -15,7 +16,7 @@ from provisioner.siteconf import NotInitialised, read_site, registry_path
 __all__ = ["DuplicateNode", "Registry", "open_registry"]
 
 
-class Registry(Nodes, Reports, Roles, Tickets):
+class Registry(Nodes, Devices, Reports, Roles, Tickets):
     """One registry file. Safe to share between threads; every write is one immediate transaction."""
 
     def __init__(self, path: Path) -> None:

@@ -36,17 +36,18 @@ class Reports:
     ) -> bool:
         """A node entered ``state`` (init, waiting, handoff, ready, failed, or the site's own); False: unknown node.
 
-        ``detail`` becomes the node's error, or its reason to wait; ``init`` clears it. ``seconds`` is the node's
-        uptime. The same "ready" or "waiting" again is contact only, no new event.
+        ``detail`` becomes the node's error, or its reason to wait; ``init`` clears it, and after a handover that never
+        became ``ready`` says so. ``seconds`` is the node's uptime. The same "ready" or "waiting" again is contact only,
+        no new event.
         """
         if not _STATE.fullmatch(state):
             raise CapsulekitError(f"{state!r} is not a provisionary state")
         now = time.time() if now is None else now
-        detail = "" if state == "init" else _clean(detail)
         with self.db.write() as con:
-            old = con.execute("SELECT status, error FROM nodes WHERE nodeid = ?", (mac,)).fetchone()
+            old = con.execute("SELECT status, status_time, error FROM nodes WHERE nodeid = ?", (mac,)).fetchone()
             if old is None:
                 return False
+            detail = _last_boot(state, old) if state in ("init", "handoff") else _clean(detail)
             con.execute(
                 "UPDATE nodes SET lastcontact = ?, ipaddr = coalesce(nullif(?, ''), ipaddr) WHERE nodeid = ?",
                 (now, ip, mac),
@@ -107,6 +108,15 @@ class Reports:
         for row in rows:
             times.setdefault(row["state"], row["time"])
         return times
+
+
+def _last_boot(state: str, old: sqlite3.Row) -> str:
+    """What is known of the boot before: a node that starts over after its handover never came up (stage 2, a panic)."""
+    if state == "init" and old["status"] == "handoff":
+        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(old["status_time"]))
+        return f"handed over at {when}, but the system did not come up"
+    # Kept over the next handover, until the node is ready or fails otherwise.
+    return str(old["error"]) if state == "handoff" and old["status"] == "init" else ""
 
 
 def _append(con: sqlite3.Connection, mac: str, event: Event) -> None:

@@ -17,6 +17,8 @@ from aiohttp import web
 from aiohttp.abc import AbstractAccessLogger
 
 from capsulekit.errors import CapsulekitError
+from provisioner.devices import MOST_BYTES, parse_devices
+from provisioner.netboot import stage1
 from provisioner.netboot.ipxe import boot_script
 from provisioner.registry.names import parse_mac
 from provisioner.server import blobs, tickets
@@ -31,19 +33,38 @@ NO_STORE = {"Cache-Control": "no-store"}
 
 
 async def boot_ipxe(request: web.Request) -> web.StreamResponse:
-    """GET /v1/boot.ipxe?mac=: a node's boot script with a new ticket."""
-    site, addr = request.app[SITE], _peer(request)
-    if not site.limiter.allow(addr):
+    """GET /v1/boot.ipxe?mac=: a node's boot script with a new ticket.
+
+    At a site of IPv6 without one: iPXE asks from its DHCPv6 address, stage 1 then has another, made of its MAC.
+    """
+    site = request.app[SITE]
+    mac = _asked_for(request, request.query.get("mac", ""))
+    ticket = "" if site.desk.config.six else await _new_ticket(site, mac, _peer(request))
+    arches = await asyncio.to_thread(stage1.installed, site.desk.paths)
+    script = boot_script(site.base, mac, ticket, site.desk.config.stage1_kargs, arches)
+    return web.Response(text=script, headers=NO_STORE)
+
+
+async def ticket(request: web.Request) -> web.StreamResponse:
+    """POST /v1/ticket: a new ticket for a node whose boot script held none, or that had no boot script."""
+    mac = _asked_for(request, (await _form(request)).get("mac", ""))
+    return web.Response(text=f"ticket {await _new_ticket(request.app[SITE], mac, _peer(request))}\n", headers=NO_STORE)
+
+
+def _asked_for(request: web.Request, text: str) -> str:
+    """The MAC that boots; one address can't ask without end."""
+    site = request.app[SITE]
+    if not site.limiter.allow(_peer(request)):
         site.count("rate_limited")
-        raise web.HTTPTooManyRequests(
-            text="too many boot scripts for one address: wait\n", headers={"Retry-After": "5"}
-        )
-    mac = _mac(request.query.get("mac", ""))
-    ticket = await asyncio.to_thread(tickets.issue, site.desk.registry, mac, addr)
+        raise web.HTTPTooManyRequests(text="too many boots from one address: wait\n", headers={"Retry-After": "5"})
+    return _mac(text)
+
+
+async def _new_ticket(site: Site, mac: str, addr: str) -> str:
+    made = await asyncio.to_thread(tickets.issue, site.desk.registry, mac, addr)
     site.count("tickets_issued")
     log("ticket", mac=mac, addr=addr)
-    script = boot_script(site.base, mac, ticket, site.desk.config.stage1_kargs)
-    return web.Response(text=script, headers=NO_STORE)
+    return made
 
 
 async def session(request: web.Request) -> web.StreamResponse:
@@ -101,6 +122,27 @@ async def progress(request: web.Request) -> web.StreamResponse:
     return web.Response(text="ok\n")
 
 
+async def devices(request: web.Request) -> web.StreamResponse:
+    """POST /v1/devices: what the node is made of, in place of what it said before."""
+    site, mac = request.app[SITE], request[MAC]
+    if request.content_type != "text/plain":
+        raise web.HTTPUnsupportedMediaType(text="the body must be text/plain\n")
+    body = bytearray()
+    async for piece in request.content.iter_chunked(MOST_BODY):
+        body += piece
+        if len(body) > MOST_BYTES:
+            text = f"the list of devices is longer than {MOST_BYTES} bytes\n"
+            raise web.HTTPRequestEntityTooLarge(MOST_BYTES, len(body), text=text)
+    try:
+        found = await asyncio.to_thread(parse_devices, bytes(body))
+    except CapsulekitError as wrong:
+        raise web.HTTPBadRequest(text=f"{wrong.message}\n") from wrong
+    await asyncio.to_thread(site.desk.devices, mac, found)
+    site.count("device_lists")
+    log("devices", mac=mac, kinds=len(found), without_driver=sum(d.is_network and not d.driver for d in found))
+    return web.Response(text="ok\n")
+
+
 async def healthz(request: web.Request) -> web.StreamResponse:
     """GET /healthz: 200 while the registry answers."""
     await asyncio.to_thread(request.app[SITE].desk.registry.capsules)
@@ -128,10 +170,15 @@ class Route:
 PLAIN, TLS = frozenset({"plain"}), frozenset({"tls"})
 ROUTES = (
     Route("GET", "/v1/boot.ipxe", boot_ipxe, PLAIN),
+    # UEFI firmware asks for a file's size before it fetches it.
+    Route("HEAD", "/boot/{name}", blobs.boot_file, PLAIN),
     Route("GET", "/boot/{name}", blobs.boot_file, PLAIN),
+    Route("GET", "/boot/{arch}/{name}", blobs.stage1_file, PLAIN),
+    Route("POST", "/v1/ticket", ticket, TLS),
     Route("POST", "/v1/session", session, TLS),
     Route("POST", "/v1/state/{state}", state, TLS, session=True),
     Route("POST", "/v1/progress", progress, TLS, session=True),
+    Route("POST", "/v1/devices", devices, TLS, session=True),
     Route("GET", "/v1/scripts/{sha256}", blobs.script, TLS, session=True),
     Route("GET", "/v1/blobs/{sha256}", blobs.private_blob, TLS, session=True),
     Route("GET", "/blobs/{sha256}", blobs.public_blob, PLAIN | TLS),

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import re
+from pathlib import Path
 
 from aiohttp import web
 
+from provisioner.netboot import stage1
 from provisioner.server.context import MAC, SITE
 
 SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -53,16 +55,25 @@ async def sums(request: web.Request) -> web.StreamResponse:
 
 
 async def boot_file(request: web.Request) -> web.StreamResponse:
-    """GET /boot/{name}: the files iPXE and HTTP-boot firmware load. site.img is made anew when the site changed."""
-    site = request.app[SITE]
-    path = {
-        "vmlinuz": site.stage1 / "vmlinuz",
-        "stage1.img": site.stage1 / "stage1.img",
-        "ipxe.efi": site.desk.paths.state / "netboot" / "tftp" / "ipxe.efi",
-    }.get(request.match_info["name"])
-    if request.match_info["name"] == "site.img":
-        path = await asyncio.to_thread(site.image.current)
-    if path is None or not path.exists():
+    """GET /boot/{name}: site.img, made anew when the site changed, and the iPXE that HTTP-boot firmware loads."""
+    site, name = request.app[SITE], request.match_info["name"]
+    if name == "site.img":
+        return _boot_file(await asyncio.to_thread(site.image.current))
+    if name == "ipxe.efi":
+        return _boot_file(site.desk.paths.state / "netboot" / "tftp" / name)
+    raise web.HTTPNotFound(text="no such boot file\n")
+
+
+async def stage1_file(request: web.Request) -> web.StreamResponse:
+    """GET /boot/{arch}/{name}: the kernel and image of stage 1 for one architecture."""
+    arch, name = request.match_info["arch"], request.match_info["name"]
+    if arch not in stage1.ARCHES or name not in (stage1.KERNEL, stage1.IMAGE):
+        raise web.HTTPNotFound(text="no such boot file\n")
+    return _boot_file(stage1.folder_of(request.app[SITE].desk.paths, arch) / name)
+
+
+def _boot_file(path: Path) -> web.StreamResponse:
+    if not path.is_file():
         raise web.HTTPNotFound(text="no such boot file\n")
     return web.FileResponse(path, headers={"Content-Type": "application/octet-stream", "Cache-Control": "no-cache"})
 

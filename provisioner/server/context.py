@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from aiohttp import web
 
@@ -41,14 +40,9 @@ class Site:
         self.counters[f"capsulekit_{name}_total" + (f"{{{inner}}}" if inner else "")] += 1
 
     @property
-    def stage1(self) -> Path:
-        """Folder of stage 1's kernel and image."""
-        return self.desk.paths.state / "stage1"
-
-    @property
     def base(self) -> str:
         """http://ADDRESS:PORT of the plain half."""
-        return f"http://{self.desk.config.ip}:{self.desk.config.http_port}"
+        return self.desk.config.plain_url
 
 
 SITE: web.AppKey[Site] = web.AppKey("site", Site)

@@ -21,6 +21,7 @@ from provisioner.hostkeys import ensure_cluster_key
 from provisioner.netboot import dnsmasq, ipxe
 from provisioner.netboot.interfaces import require_address
 from provisioner.netboot.siteimg import SiteImage
+from provisioner.netboot.stage1 import require_stage1
 from provisioner.registry.registry import open_registry
 from provisioner.server.app import AccessLog, make_app
 from provisioner.server.context import Site
@@ -71,7 +72,7 @@ async def _start(paths: SitePaths, stack: AsyncExitStack) -> None:
     stack.callback(registry.close)
     site = Site(Desk(paths, config, registry, Catalog(), VnfsStore(paths, registry)), SiteImage(paths, config))
     require_address(config.interface, config.ip)
-    _require_stage1(site.stage1)
+    arches = require_stage1(paths)
     cert, key = pki.server_cert(paths, config.ip, ())
     ensure_cluster_key(paths)
     site.image.current()
@@ -79,7 +80,7 @@ async def _start(paths: SitePaths, stack: AsyncExitStack) -> None:
     for name in ipxe.write_tftp(folder / "tftp", site.base):
         lacks = f"{ipxe.IPXE_PROGRAMS / name} is missing: firmware that is not iPXE can't boot"
         log("warning", message=lacks, hint="apt-get install ipxe")
-    conf = dnsmasq.write_config(folder, config)
+    conf = dnsmasq.write_config(folder, config, paths.config / "dnsmasq.d")
     _write_names(site, folder)
     dnsmasq.check_config(conf)
 
@@ -95,7 +96,8 @@ async def _start(paths: SitePaths, stack: AsyncExitStack) -> None:
     stack.callback(names.cancel)
     # Last in, first out: the waiting requests are sent home before the sockets close.
     stack.callback(site.stopping.set)
-    log("ready", http=f"{config.ip}:{config.http_port}", tls=f"{config.ip}:{config.tls_port}", dnsmasq_pid=process.pid)
+    ports = {"http": f"{config.host}:{config.http_port}", "tls": f"{config.host}:{config.tls_port}"}
+    log("ready", **ports, stage1=",".join(arches), dnsmasq_pid=process.pid)
 
 
 async def _listen(stack: AsyncExitStack, site: Site, port: str, number: int, context: ssl.SSLContext | None) -> None:
@@ -108,7 +110,7 @@ async def _listen(stack: AsyncExitStack, site: Site, port: str, number: int, con
         await web.TCPSite(runner, address, number, ssl_context=context, backlog=BACKLOG).start()
     except OSError as error:
         raise CapsulekitError(
-            f"can't listen on {address}:{number}: {os.strerror(error.errno or 0).lower()}",
+            f"can't listen on {site.desk.config.host}:{number}: {os.strerror(error.errno or 0).lower()}",
             hint="another server runs there? Stop it, or change http_port and tls_port in site.toml",
         ) from error
 
@@ -128,15 +130,6 @@ async def _keep_names(site: Site, folder: Path, process: dnsmasq.Dnsmasq) -> Non
 
 def _write_names(site: Site, folder: Path) -> bool:
     return dnsmasq.write_hosts(folder, [(node.nodeid, node.hostname) for node in site.desk.registry.nodes()])
-
-
-def _require_stage1(folder: Path) -> None:
-    for name in ("vmlinuz", "stage1.img"):
-        if not (folder / name).is_file():
-            raise CapsulekitError(
-                f"stage 1 is not installed: {folder / name} is missing",
-                hint="capsulekit stage1 build -o DIR, then: capsulekit init --stage1 DIR",
-            )
 
 
 def _say_ready(ready_file: Path | None) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from capsulekit.errors import CapsulekitError
 from capsulekit.sitepaths import SitePaths
 from provisioner.catalog import Catalog, DataFile, Script
+from provisioner.devices import Device
 from provisioner.registry.defaults import load_defaults
 from provisioner.registry.model import InstalledCapsule, Node
 from provisioner.registry.registry import DuplicateNode, Registry
@@ -72,6 +74,11 @@ class Desk:
         if not self.registry.record_step(mac, step, status, seconds, detail, mem_kb):
             raise UnknownNode(mac)
 
+    def devices(self, mac: str, devices: Sequence[Device]) -> None:
+        """Record what a node is made of. Raises UnknownNode."""
+        if not self.registry.record_devices(mac, devices):
+            raise UnknownNode(mac)
+
     def plan(self, mac: str) -> str:
         """The node's plan. Raises UnknownNode, or CapsulekitError when its capsule is not what was imported."""
         node = self._node(mac)
@@ -79,7 +86,10 @@ class Desk:
         if capsule is None:
             raise CapsulekitError(f"capsule {node.vnfs!r} is not installed")
         scripts, data = self._module_files(node)
-        return make_plan(node, self._view(capsule), scripts, data, site_kargs=self.config.kargs, now=time.time())
+        return make_plan(
+            node, self._view(capsule), scripts, data,
+            site_kargs=self.config.kargs, now=time.time(), mirrors=self.config.mirror_urls,
+        )  # fmt: skip
 
     def script(self, mac: str, sha256: str) -> bytes | None:
         """A module's script or data file, if this node's plan names it. Raises UnknownNode."""

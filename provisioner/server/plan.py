@@ -69,8 +69,10 @@ def make_plan(
     *,
     site_kargs: str,
     now: float,
+    mirrors: Sequence[str] = (),
 ) -> str:
-    """The plan's text. Pure: the same arguments give the same bytes. ``now`` is epoch seconds.
+    """The plan's text. Pure: the same arguments give the same bytes. ``now`` is epoch seconds,
+    ``mirrors`` are base URLs (see siteconf.is_mirror).
 
     Raises CapsulekitError when a value would break the line format (the registry and the manifest check theirs).
     """
@@ -90,6 +92,7 @@ def make_plan(
         _line("debug", node.debug),
         _line("init", capsule.manifest.init),
         _rest("kargs", kargs),
+        *(_line("mirror", url) for url in mirrors),
         *(_line("file", f.name, f.sha256, f.size, "private" if f.private else "public") for f in capsule.files),
         *(_line("layer", layer.path, layer.unpacked) for layer in capsule.manifest.layers),
         *(_line("provision", path) for path in provision_scripts(capsule.manifest, "init")),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import json
 import re
 import time
 from collections.abc import Iterator
@@ -154,6 +155,21 @@ def test_node_status_shows_init_handoff_and_ready_with_times(booted: Booted) -> 
         row for row in booted.bench.site.command("node", "status", "deb0").splitlines() if row.startswith("deb0")
     )
     assert re.search(r"init \d\d:\d\d:\d\d · handoff \+\d+ s · ready \+\d+ s", line), line
+
+
+def test_the_master_knows_the_nodes_devices_and_that_stage_1_drives_them(booted: Booted) -> None:
+    (shown,) = json.loads(booted.bench.site.command("node", "show", "--json", "deb0"))
+    found = {device["modalias"]: device for device in shown["devices"]}
+    # QEMU's virtio NIC, and the PCI function it hangs on.
+    nic = found["virtio:d00000001v00001AF4"]
+    assert (nic["driver"], nic["module"], nic["boot"], nic["class"]) == ("virtio_net", "virtio_net", True, "network")
+    assert [d["driver"] for d in found.values() if d["boot"] and d["class"] == "virtio"] == ["virtio-pci"]
+    assert [d["boot"] for d in found.values() if d["modalias"].startswith("virtio:d00000004")] == [False]
+    assert any(event.step == "devices" and event.status == "ok" for event in booted.events)
+    checked = json.loads(booted.bench.site.command("stage1", "check", "--fleet", "--json", str(built.stage1())))
+    assert checked["ok"] is True
+    assert checked["boot"]["covered"] == checked["boot"]["nodes"] >= 1
+    assert checked["classes"]["network"]["covered"] == checked["classes"]["network"]["devices"] >= 1
 
 
 def test_a_second_boot_needs_no_new_registration(booted: Booted) -> None:

@@ -20,6 +20,7 @@ from small_site import MAC, make_site
 
 from capsulekit.errors import CapsulekitError
 from capsulekit.sitepaths import SitePaths
+from provisioner import pki
 from provisioner.netboot.dnsmasq import check_config, write_config, write_hosts
 from provisioner.registry.defaults import Defaults
 from provisioner.registry.registry import open_registry
@@ -27,6 +28,25 @@ from provisioner.siteconf import load_site
 
 ADDRESS = "10.77.0.1"
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
+
+
+# What iPXE sends in option 175: tags with length and value, 0xb1 the bus id, 0xeb the version, 0x13 HTTP.
+BUS_AND_VERSION, HTTP, OTHERS = "b10501808610" + "0eeb0301" + "0000", "130101", "170101220101210101"
+BOOT_FILES = (
+    ([f"0xaf:{BUS_AND_VERSION}{OTHERS}{HTTP}"], "chain.ipxe"),
+    ([f"0xaf:{HTTP}{BUS_AND_VERSION}{OTHERS}", "0x5d:0007"], "chain.ipxe"),
+    ([f"0xaf:{HTTP}", "0x5d:0006"], "chain.ipxe"),
+    # An iPXE without HTTP could not load our script: it gets one that can.
+    ([f"0xaf:{BUS_AND_VERSION}{OTHERS}"], "undionly.kpxe"),
+    ([f"0xaf:{BUS_AND_VERSION}{OTHERS}", "0x5d:0000"], "undionly.kpxe"),
+    ([f"0xaf:{BUS_AND_VERSION}{OTHERS}", "0x5d:0007"], "ipxe.efi"),
+    (["0x5d:0000"], "undionly.kpxe"),
+    (["0x5d:0007"], "ipxe.efi"),
+    (["0x5d:0009"], "ipxe.efi"),
+    (["0x5d:0010"], f"http://{ADDRESS}:8009/boot/ipxe.efi"),
+    (["0x5d:0006"], "no-ipxe-for-this-kind-of-firmware"),
+    (["0x5d:000b"], "no-ipxe-for-this-kind-of-firmware"),
+)
 
 
 @dataclass
@@ -107,12 +127,9 @@ def test_a_node_gets_address_name_and_boot_file_and_a_stop_leaves_nothing(
         assert lease["domain"] == "site.test"
         # No option 175: this client is no iPXE and gets one.
         assert (lease["boot_file"], lease["siaddr"]) == ("undionly.kpxe", ADDRESS)
-        as_ipxe = net.udhcpc(tmp_path, "-x", "0xaf:b10101")
-        assert (as_ipxe["boot_file"], as_ipxe["ip"]) == ("chain.ipxe", lease["ip"])
-        efi = net.udhcpc(tmp_path, "-x", "0x5d:0007")
-        assert (efi["boot_file"], efi["ip"]) == ("ipxe.efi", lease["ip"])
-        http = net.udhcpc(tmp_path, "-x", "0x5d:0010")
-        assert http["boot_file"] == f"http://{ADDRESS}:8009/boot/ipxe.efi"
+        for options, file in BOOT_FILES:
+            answer = net.udhcpc(tmp_path, *(word for option in options for word in ("-x", option)))
+            assert (answer.get("boot_file"), answer["ip"]) == (file, lease["ip"]), options
 
         chain = net.on(net.node, "curl", "-sS", f"tftp://{ADDRESS}/chain.ipxe").stdout
         assert f"chain --autofree http://{ADDRESS}:8009/v1/boot.ipxe?mac=${{netX/mac}}" in chain
@@ -127,6 +144,41 @@ def test_a_node_gets_address_name_and_boot_file_and_a_stop_leaves_nothing(
         assert not (tmp_path / "ready").exists()
     last = server.log.read_text().splitlines()[-1]
     assert last.split()[1] == "stopped"
+
+
+# By DHCPv6 (options 15, user class, and 61, kind of firmware).
+IPXE6 = "15=0004" + b"iPXE".hex()
+BOOT_URLS = (
+    ([IPXE6], "tftp://[fd00:77::1]/chain.ipxe"),
+    ([IPXE6, "61=0007"], "tftp://[fd00:77::1]/chain.ipxe"),
+    (["61=0007"], "tftp://[fd00:77::1]/ipxe.efi"),
+    (["61=0009"], "tftp://[fd00:77::1]/ipxe.efi"),
+    (["61=0006"], "-"),
+    ([], "-"),
+)
+
+
+def test_a_node_without_ipv4_gets_addresses_urls_and_its_boot_script(tmp_path: Path) -> None:
+    paths = make_site(tmp_path, interface="eth0", address="fd00:77::1/64")
+    ask = Path(__file__).parents[1] / "dhcp6.py"
+    with wire("fd00:77::1/64", MAC) as net, serving(net, paths, tmp_path) as server:
+        # The kernel makes its own address of the announced prefix: as stage 1 does.
+        def address() -> str:
+            return net.on(net.node, "ip", "-6", "-brief", "address", "show", "dev", "eth0", "-tentative").stdout
+
+        until(lambda: "fd00:77::5054:ff:fe12:3456/64" in address())
+        for options, url in BOOT_URLS:
+            answer = net.on(net.node, sys.executable, ask, "eth0", MAC, *options).stdout.split()
+            assert (answer[0].startswith("fd00:77::1"), answer[1]) == (True, url), options
+        chain = net.on(net.node, "curl", "-sS", "-g", "tftp://[fd00:77::1]/chain.ipxe").stdout
+        assert "chain --autofree http://[fd00:77::1]:8009/v1/boot.ipxe?mac=" in chain
+        script = net.on(net.node, "curl", "-sS", "-g", f"http://[fd00:77::1]:8009/v1/boot.ipxe?mac={MAC}").stdout
+        assert "\nkernel http://[fd00:77::1]:8009/boot/${cpu}/vmlinuz " in script
+        # iPXE asks from another address than stage 1 will, so there is no ticket in it: stage 1 gets its own.
+        assert f" ck.mac={MAC} console=" in script and "ck.ticket" not in script
+        ask_ticket = ["--cacert", pki.ca_path(paths), "--data", f"mac={MAC}", "https://[fd00:77::1]:8010/v1/ticket"]
+        assert net.on(net.node, "curl", "-sS", "-g", *ask_ticket).stdout.startswith("ticket ")
+        assert f"ticket mac={MAC} addr=fd00:77::5054:ff:fe12:3456" in server.log.read_text()
 
 
 def test_a_killed_dnsmasq_comes_back(net: Wire, paths: SitePaths, tmp_path: Path) -> None:
@@ -234,13 +286,17 @@ def test_a_missing_interface_and_a_missing_address_are_named(net: Wire, paths: S
 
 
 def test_a_site_without_stage_1_says_how_to_get_it(net: Wire, paths: SitePaths, tmp_path: Path) -> None:
-    (paths.state / "stage1" / "stage1.img").unlink()
-    assert "capsulekit stage1 build" in refusal(net, paths, tmp_path)
+    (paths.state / "stage1" / "amd64" / "stage1.img").unlink()
+    said = refusal(net, paths, tmp_path)
+    assert "stage 1 is incomplete" in said and "capsulekit stage1 build" in said
+    (paths.state / "stage1" / "amd64").unlink()
+    said = refusal(net, paths, tmp_path)
+    assert "no stage 1 is installed" in said and "capsulekit stage1 build" in said
 
 
 def test_dnsmasq_itself_accepts_what_we_write(paths: SitePaths, tmp_path: Path) -> None:
     write_hosts(tmp_path, [(MAC, "n0000")])
-    check_config(write_config(tmp_path, load_site(paths)))
+    check_config(write_config(tmp_path, load_site(paths), tmp_path / "none"))
 
 
 def test_a_configuration_dnsmasq_refuses_is_one_clear_error(paths: SitePaths, tmp_path: Path) -> None:
@@ -248,5 +304,18 @@ def test_a_configuration_dnsmasq_refuses_is_one_clear_error(paths: SitePaths, tm
     with pytest.raises(
         CapsulekitError, match=r"^dnsmasq refuses its configuration: bad dhcp-range at line \d+ of .*"
     ) as caught:
-        check_config(write_config(tmp_path, config))
+        check_config(write_config(tmp_path, config, tmp_path / "none"))
     assert "site.toml" in (caught.value.hint or "")
+
+
+def test_lines_of_the_sites_own_are_added_and_checked(net: Wire, paths: SitePaths, tmp_path: Path) -> None:
+    more = paths.config / "dnsmasq.d"
+    more.mkdir()
+    (more / "old-rom.conf").write_text("dhcp-match=set:old,60,old-rom\ndhcp-boot=tag:old,special.kpxe\n")
+    (more / "notes.txt").write_text("not a line of dnsmasq\n")
+    with serving(net, paths, tmp_path):
+        assert net.udhcpc(tmp_path, "-V", "an old-rom")["boot_file"] == "special.kpxe"
+        assert net.udhcpc(tmp_path)["boot_file"] == "undionly.kpxe"
+    (more / "old-rom.conf").write_text("dhcp-baat=x\n")
+    said = refusal(net, paths, tmp_path)
+    assert "old-rom.conf" in said and "dnsmasq.d" in said

@@ -13,10 +13,11 @@ from pathlib import Path
 import aiohttp
 import pytest
 from small_capsule import AUTHOR, CONTENT
-from small_site import CAPSULE, MAC, OTHER_MAC, PRIVATE, SECRET_CONTENT, Running, make_site, running
+from small_site import CAPSULE, MAC, OTHER_MAC, PRIVATE, SECRET_CONTENT, Running, make_site, running, stage1_folder
 
 from capsulekit.files import sha256_bytes
 from provisioner import pki
+from provisioner.netboot.stage1 import install, read_source
 from provisioner.server import tickets
 
 
@@ -38,11 +39,23 @@ async def test_the_boot_script_loads_kernel_and_images_and_carries_the_mac_and_a
     script = text.decode()
     assert status == 200
     assert script.startswith("#!ipxe\n")
-    assert re.search(
-        rf"^kernel {site.http}/boot/vmlinuz initrd=stage1\.img initrd=site\.img ck\.mac={MAC} ", script, re.M
-    )
+    kernel = f"{site.http}/boot/${{cpu}}/vmlinuz"
+    assert f"\nkernel {kernel} initrd=stage1.img initrd=site.img ck.mac={MAC} " in script
     assert re.search(r" ck\.ticket=[0-9a-f]{32} console=tty0 rootfstype=ramfs$", script, re.M)
-    assert script.endswith("boot\n")
+    assert "\nboot\n" in script
+
+
+async def test_a_processor_that_the_site_has_no_stage_1_for_is_told_so(site: Running, tmp_path: Path) -> None:
+    async def script() -> str:
+        return (await site.get(f"{site.http}/v1/boot.ipxe?mac={MAC}"))[1].decode()
+
+    assert "\niseq ${cpu} i386 && goto lacking ||\n" in await script()
+    assert (await site.get(f"{site.http}/boot/i386/vmlinuz"))[0] == 404
+    # The server need not be started again for it.
+    install(read_source(stage1_folder(tmp_path / "i386", "i386", "the old kind")), site.site.desk.paths)
+    assert "lacking" not in await script()
+    assert await site.get(f"{site.http}/boot/i386/vmlinuz") == (200, b"kernel of the old kind")
+    assert await site.get(f"{site.http}/boot/amd64/vmlinuz") == (200, b"kernel of stage 1")
 
 
 async def test_a_node_gets_its_plan_with_everything_it_names(site: Running) -> None:
@@ -104,6 +117,38 @@ async def test_a_ticket_is_redeemed_once(site: Running, capsys: pytest.CaptureFi
     ticket = await site.ticket()
     assert (await site.post("/v1/session", ticket=ticket, mac=MAC))[0] == 200
     await refused(site, "used", capsys, ticket=ticket, mac=MAC)
+
+
+async def test_a_node_without_a_boot_script_gets_its_ticket_by_tls(site: Running) -> None:
+    status, text = await site.post("/v1/ticket", mac=MAC.lower())
+    assert (status, bool(re.fullmatch(r"ticket [0-9a-f]{32}\n", text))) == (200, True)
+    # Bound as one of a boot script is, and good once.
+    form = {"ticket": text.split()[1], "mac": MAC}
+    assert await site.post("/v1/session", source="127.0.0.2", **form) == (403, "ticket refused: address\n")
+    assert await site.post("/v1/session", **{**form, "mac": OTHER_MAC}) == (403, "ticket refused: mac\n")
+    assert (await site.post("/v1/session", **form))[0] == 200
+    assert await site.post("/v1/session", **form) == (403, "ticket refused: used\n")
+
+
+@pytest.mark.parametrize("form", [{}, {"mac": ""}, {"mac": "52:54:00:12:34"}, {"mac": "x\ny"}])
+async def test_a_ticket_needs_a_mac(site: Running, form: dict[str, str]) -> None:
+    status, text = await site.post("/v1/ticket", **form)
+    assert (status, text.count("\n")) == (400, 1)
+
+
+async def test_tickets_are_not_given_out_on_the_plain_port_nor_for_other_bodies(site: Running) -> None:
+    async with site.client().post(site.http + "/v1/ticket", data={"mac": MAC}) as answer:
+        assert answer.status == 404
+    async with site.client().post(site.https + "/v1/ticket", json={"mac": MAC}) as answer:
+        assert answer.status == 415
+
+
+async def test_tickets_and_boot_scripts_of_one_address_are_limited_together(site: Running) -> None:
+    site.site.limiter = tickets.RateLimiter(per_second=0.0, burst=2)
+    assert (await site.get(f"{site.http}/v1/boot.ipxe?mac={MAC}"))[0] == 200
+    assert (await site.post("/v1/ticket", mac=MAC))[0] == 200
+    assert (await site.post("/v1/ticket", mac=MAC))[0] == 429
+    assert (await site.post("/v1/ticket", mac=MAC, source="127.0.0.2"))[0] == 200
 
 
 async def test_of_many_who_redeem_one_ticket_at_once_one_wins(site: Running) -> None:
@@ -360,14 +405,26 @@ async def test_a_node_does_not_get_another_nodes_host_keys(site: Running) -> Non
 
 
 @pytest.mark.parametrize(
-    "path", ["/blobs/..%2f..%2fregistry.db", "/blobs/xyz", "/boot/..%2fregistry.db", "/capsules/x/SHA256SUMS"]
+    "path",
+    [
+        "/blobs/..%2f..%2fregistry.db",
+        "/blobs/xyz",
+        "/boot/..%2fregistry.db",
+        "/boot/vmlinuz",
+        "/boot/arm64/vmlinuz",
+        "/boot/amd64/stage1.json",
+        "/boot/amd64/..%2f..%2fregistry.db",
+        "/boot/..%2fnetboot/site.img",
+        "/capsules/x/SHA256SUMS",
+    ],
 )
 async def test_an_address_can_not_lead_out_of_the_store(site: Running, path: str) -> None:
     assert (await site.get(site.http + path))[0] in (400, 404)
 
 
 async def test_boot_files_are_served_and_site_img_follows_the_trusted_keys(site: Running) -> None:
-    assert await site.get(f"{site.http}/boot/vmlinuz") == (200, b"kernel of stage 1")
+    assert await site.get(f"{site.http}/boot/amd64/vmlinuz") == (200, b"kernel of stage 1")
+    assert await site.get(f"{site.http}/boot/amd64/stage1.img", Range="bytes=0-4") == (206, b"image")
     _, first = await site.get(f"{site.http}/boot/site.img")
     names = (
         subprocess.run(["cpio", "-t", "--quiet"], input=first, capture_output=True, check=True).stdout.decode().split()
@@ -379,12 +436,24 @@ async def test_boot_files_are_served_and_site_img_follows_the_trusted_keys(site:
         "site/keys",
         f"site/keys/{AUTHOR.public.id}.pub",
         "site/masters",
+        "site/order",
         "site/stamp",
     ]
     assert (await site.get(f"{site.http}/boot/site.img"))[1] == first
     (site.site.desk.paths.trust / f"{AUTHOR.public.id}.pub").unlink()
     _, second = await site.get(f"{site.http}/boot/site.img")
     assert b"minisign public key" not in second
+
+
+async def test_uefi_firmware_may_ask_for_a_boot_files_size(site: Running) -> None:
+    tftp = site.site.desk.paths.state / "netboot" / "tftp"
+    tftp.mkdir(parents=True)
+    (tftp / "ipxe.efi").write_bytes(b"efi" * 100)
+    async with site.client().head(f"{site.http}/boot/ipxe.efi") as answer:
+        assert (answer.status, answer.headers["Content-Length"]) == (200, "300")
+    assert await site.get(f"{site.http}/boot/ipxe.efi") == (200, b"efi" * 100)
+    async with site.client().head(f"{site.http}/boot/other.efi") as answer:
+        assert answer.status == 404
 
 
 async def test_a_big_body_is_refused(site: Running) -> None:

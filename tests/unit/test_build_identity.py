@@ -39,7 +39,7 @@ from capsulekit.cache import Cache, Step
 from capsulekit.lock.model import Archive, Key, Lock, Package
 from capsulekit.recipe.model import Group, Recipe, RootFile, Script, User
 from capsulekit.rootfs import root
-from capsulekit.stage1 import Stage1Recipe
+from capsulekit.stage1recipe import Stage1Recipe
 
 # --- what each field decides
 
@@ -94,8 +94,12 @@ DECIDES: dict[type, dict[str, set[str]]] = {
         # In the manifest, in the build's report, or what modules were made for (see build._parts).
         "unpacked": set(), "paths": set(), "merged_usr": set(), "acls": set(), "unmatched": set(), "hybrid": set(),
     },
-    Stage1Recipe: dict.fromkeys(("distro", "release", "arch", "packages", "kernel", "config", "level"), STAGE1_ONLY),
-    Stage1Config: dict.fromkeys(("binaries", "modules", "applets", "files"), STAGE1_ONLY),
+    Stage1Recipe: dict.fromkeys(
+        ("distro", "release", "arch", "components", "packages", "kernel", "config", "level"), STAGE1_ONLY
+    ),
+    Stage1Config: dict.fromkeys(
+        ("arch", "profile", "binaries", "modules", "applets", "files", "firmware", "microcode"), STAGE1_ONLY
+    ),
 }  # fmt: skip
 
 
@@ -184,6 +188,14 @@ def test_modules_of_a_merged_and_an_unmerged_root_are_two_results() -> None:
     assert len(texts) == 2
 
 
+def test_only_a_hybrid_capsule_has_the_network_layer_in_stage_2_and_its_modules() -> None:
+    local = in_recipe(lambda recipe: replace(recipe, hybridize=()))
+    assert changed(local(Inputs())) == {"rootfs", "modules", "initrd", "papers"}
+    every = in_recipe(lambda recipe: replace(recipe, hybridize=(), kernel_modules=()))
+    both = in_recipe(lambda recipe: replace(recipe, kernel_modules=()))
+    assert identities(every(Inputs()))["modules"] == identities(both(Inputs()))["modules"], "all are there anyway"
+
+
 def test_another_normaliser_makes_the_layer_again(monkeypatch: pytest.MonkeyPatch) -> None:
     before()
     monkeypatch.setattr(root, "VERSION", root.VERSION + 1)
@@ -202,14 +214,18 @@ def test_another_distribution_has_other_code_and_other_papers() -> None:
     assert changed(Inputs(purl=("rpm", "rocky"))) == {"papers"}
 
 
-@pytest.mark.parametrize(("stage", "module", "step"), [("stage1", stage1, "stage1"), ("stage2", initrd, "initrd")])
+@pytest.mark.parametrize(
+    ("stage", "module", "step"),
+    [("stage1", stage1, "stage1"), ("stage2", initrd, "initrd"), ("stage2-hybrid", initrd, "initrd")],
+)
 def test_every_file_of_a_stages_shell_counts(
     stage: str, module: Any, step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before()
     shell = tmp_path / stage
     shutil.copytree(module.shell_dir(stage), shell)
-    monkeypatch.setattr(module, "shell_dir", {stage: shell}.__getitem__)
+    real = module.shell_dir
+    monkeypatch.setattr(module, "shell_dir", lambda name: shell if name == stage else real(name))
     assert changed(Inputs()) == set(), "where it lies does not count"
     files = [p for p in sorted(shell.rglob("*")) if p.is_file()]
     assert files

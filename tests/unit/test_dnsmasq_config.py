@@ -9,7 +9,7 @@ import pytest
 
 from capsulekit.errors import CapsulekitError
 from provisioner.netboot.dnsmasq import write_config, write_hosts
-from provisioner.netboot.interfaces import ipv4_addresses, require_address
+from provisioner.netboot.interfaces import ipv4_addresses, ipv6_addresses, require_address
 from provisioner.netboot.ipxe import boot_script, write_tftp
 from provisioner.siteconf import SiteConfig
 
@@ -19,7 +19,7 @@ SITE = SiteConfig(
 
 
 def lines_of(folder: Path, site: SiteConfig = SITE) -> list[str]:
-    text = write_config(folder, site).read_text()
+    text = write_config(folder, site, folder / "none").read_text()
     return [line for line in text.splitlines() if line and not line.startswith("#")]
 
 
@@ -41,15 +41,32 @@ def test_the_range_has_the_networks_mask_and_only_the_mac_counts(tmp_path: Path)
 def test_every_kind_of_firmware_gets_just_one_boot_file(tmp_path: Path) -> None:
     assert [line for line in lines_of(tmp_path) if line.startswith("dhcp-boot")] == [
         "dhcp-boot=tag:ipxe,chain.ipxe",
-        "dhcp-boot=tag:!ipxe,tag:!efi,tag:!httpboot,undionly.kpxe",
+        "dhcp-boot=tag:!ipxe,tag:!arch,undionly.kpxe",
+        "dhcp-boot=tag:!ipxe,tag:bios,undionly.kpxe",
         "dhcp-boot=tag:!ipxe,tag:efi,ipxe.efi",
         "dhcp-boot=tag:!ipxe,tag:httpboot,http://10.0.0.1:8009/boot/ipxe.efi",
+        "dhcp-boot=tag:!ipxe,tag:arch,tag:!bios,tag:!efi,tag:!httpboot,no-ipxe-for-this-kind-of-firmware",
     ]
+
+
+SIX = replace(SITE, address="fd00:77::1/64", range_start="fd00:77::100", range_end="fd00:77::1ff")
+
+
+def test_a_site_of_ipv6_announces_its_prefix_and_gives_urls_in_brackets(tmp_path: Path) -> None:
+    lines = lines_of(tmp_path, SIX)
+    assert "dhcp-range=fd00:77::100,fd00:77::1ff,slaac,64,12h" in lines
+    assert "enable-ra" in lines
+    assert [line for line in lines if "bootfile-url" in line] == [
+        "dhcp-option=tag:ipxe,option6:bootfile-url,tftp://[fd00:77::1]/chain.ipxe",
+        "dhcp-option=tag:!ipxe,tag:efi,option6:bootfile-url,tftp://[fd00:77::1]/ipxe.efi",
+    ]
+    assert not any(line.startswith("dhcp-boot") for line in lines)
+    assert (SIX.plain_url, SIX.tls_url) == ("http://[fd00:77::1]:8009", "https://[fd00:77::1]:8010")
 
 
 def test_a_value_can_not_add_a_line_to_the_configuration(tmp_path: Path) -> None:
     with pytest.raises(CapsulekitError, match="one line"):
-        write_config(tmp_path, replace(SITE, domain="x\ndhcp-script=/bin/sh"))
+        write_config(tmp_path, replace(SITE, domain="x\ndhcp-script=/bin/sh"), tmp_path / "none")
 
 
 def test_the_list_of_names_says_whether_it_changed(tmp_path: Path) -> None:
@@ -76,24 +93,54 @@ def test_programs_that_are_not_installed_are_named(tmp_path: Path) -> None:
     assert (tmp_path / "tftp" / "ipxe.efi").read_bytes() == b"efi"
 
 
+def script_for(*arches: str, kargs: str = "console=ttyS0") -> list[str]:
+    return boot_script("http://10.0.0.1:8009", "52:54:00:12:34:56", "ab" * 16, kargs, arches).splitlines()
+
+
 def test_the_boot_script_names_both_initrds_on_the_kernel_line_for_uefi() -> None:
-    script = boot_script("http://10.0.0.1:8009", "52:54:00:12:34:56", "ab" * 16, "console=ttyS0")
-    kernel = script.splitlines()[2]
-    assert kernel == (
-        "kernel http://10.0.0.1:8009/boot/vmlinuz initrd=stage1.img initrd=site.img"
-        f" ck.mac=52:54:00:12:34:56 ck.ticket={'ab' * 16} console=ttyS0 rootfstype=ramfs"
-    )
-    assert script.splitlines()[-1] == "boot"
+    script = script_for("amd64", "i386")
+    assert script[-4:] == [
+        "kernel http://10.0.0.1:8009/boot/${cpu}/vmlinuz initrd=stage1.img initrd=site.img"
+        f" ck.mac=52:54:00:12:34:56 ck.ticket={'ab' * 16} console=ttyS0 rootfstype=ramfs",
+        "initrd --name stage1.img http://10.0.0.1:8009/boot/${cpu}/stage1.img",
+        "initrd --name site.img http://10.0.0.1:8009/boot/site.img",
+        "boot",
+    ]
+    assert not any("lacking" in line for line in script)
+
+
+def test_without_a_ticket_the_script_names_none() -> None:
+    script = boot_script("http://[fd00::1]:8009", "52:54:00:12:34:56", "", "quiet", ("amd64",))
+    assert " ck.mac=52:54:00:12:34:56 quiet rootfstype=ramfs\n" in script
+    assert "ck.ticket" not in script
+
+
+@pytest.mark.parametrize(("has", "lacks"), [("amd64", "i386"), ("i386", "amd64")])
+def test_a_site_without_a_processors_stage_1_says_so_and_asks_again_later(has: str, lacks: str) -> None:
+    script = script_for(has)
+    asks = script.index(f"iseq ${{cpu}} {lacks} && goto lacking ||")
+    assert script.index(":known") < asks < script.index("boot") < script.index(":lacking")
+    assert f"iseq ${{cpu}} {has} && goto lacking ||" not in script
+    assert script[-2:] == ["sleep 60", "exit 1"]
 
 
 def test_kernel_arguments_can_not_add_a_line_to_the_boot_script() -> None:
     with pytest.raises(CapsulekitError):
-        boot_script("http://10.0.0.1:8009", "52:54:00:12:34:56", "ab" * 16, "quiet\nshell")
+        script_for("amd64", kargs="quiet\nshell")
 
 
 def test_loopbacks_address_is_found() -> None:
     assert ("lo", "127.0.0.1") in ipv4_addresses()
     require_address("lo", "127.0.0.1")
+
+
+@pytest.mark.skipif(not Path("/proc/net/if_inet6").exists(), reason="this kernel has no IPv6")
+def test_loopbacks_ipv6_address_is_found_however_it_is_spelled() -> None:
+    if ("lo", "::1") not in ipv6_addresses():
+        pytest.skip("loopback has no IPv6 address here")
+    require_address("lo", "0:0::1")
+    with pytest.raises(CapsulekitError, match="lo does not have the address fd00::1"):
+        require_address("lo", "fd00::1")
 
 
 def test_a_missing_interface_or_address_is_named() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import struct
@@ -9,18 +10,21 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from initramfs_builder import elf
 from initramfs_builder.errors import CapsulekitError
+from initramfs_builder.loaded import loaded_in
 from initramfs_builder.tree import Tree, merged
 
 MULTIARCH = next(Path("/usr/lib").glob("*-linux-gnu/libc.so.6")).parent.name
 LIB = f"usr/lib/{MULTIARCH}"
 
 
-def compiled(out: Path, *options: str) -> Path:
+def compiled(out: Path, *options: str, source: bytes = b"void _start(void) {}") -> Path:
     out.parent.mkdir(parents=True, exist_ok=True)
     argv = ["gcc", "-nostdlib", "-fPIC", "-x", "c", "-", "-x", "none", "-o", str(out), "-Wl,--no-as-needed", *options]
-    subprocess.run(argv, input=b"void _start(void) {}", check=True, capture_output=True)
+    subprocess.run(argv, input=source, check=True, capture_output=True)
     return out
 
 
@@ -212,6 +216,71 @@ def test_libgcc_comes_with_libc(root: Path) -> None:
     library(root / LIB / "libgcc_s.so.1")
     program(root / "usr/bin/tool", str(libc))
     assert f"{LIB}/libgcc_s.so.1" in elf.closure(root, ["usr/bin/tool"])
+
+
+def test_name_services_of_nsswitch_conf_are_taken_when_they_are_there(root: Path) -> None:
+    libc = library(root / LIB / "libc.so.6")
+    for name in ("mymachines", "systemd", "unused"):
+        library(root / LIB / f"libnss_{name}.so.2")
+    program(root / "usr/bin/tool", str(libc))
+    (root / "etc").mkdir()
+    (root / "etc/nsswitch.conf").write_text("hosts: files [NOTFOUND=return] mymachines ../x\n# unused\npasswd: systemd")
+    paths = elf.find_closure(Tree(root), ["usr/bin/tool"], loaded=loaded_in(Tree(root))).paths
+    assert {f"{LIB}/libnss_mymachines.so.2", f"{LIB}/libnss_systemd.so.2"} <= set(paths)
+    assert f"{LIB}/libnss_unused.so.2" not in paths
+
+
+@pytest.mark.parametrize(
+    ("by", "plugin"),
+    [("libpam.so.0", "security/pam_unix.so"), ("libcrypto.so.3", "ossl-modules/legacy.so")],
+)
+def test_plugins_come_with_the_library_that_loads_them_and_with_what_they_need(
+    root: Path, by: str, plugin: str
+) -> None:
+    other = library(root / LIB / "libother.so.1")
+    library(root / LIB / plugin, str(other))
+    program(root / "usr/bin/tool", str(library(root / LIB / by)))
+    program(root / "usr/bin/plain", str(library(root / LIB / "libplain.so")))
+    rows = loaded_in(Tree(root))
+    taken = elf.find_closure(Tree(root), ["usr/bin/tool"], loaded=rows)
+    assert {f"{LIB}/{plugin}", f"{LIB}/libother.so.1"} <= set(taken.paths)
+    assert taken.chains[f"{LIB}/libother.so.1"][0] == "usr/bin/tool"
+    assert f"{LIB}/{plugin}" not in elf.find_closure(Tree(root), ["usr/bin/plain"], loaded=rows).paths
+
+
+def test_converters_come_with_a_program_that_converts_and_with_no_other(root: Path) -> None:
+    libc = compiled(root / LIB / "libc.so.6", "-shared", "-Wl,-soname,libc.so.6", source=b"void iconv_open(void) {}")
+    calls = b"void iconv_open(void); void _start(void) { iconv_open(); }"
+    (root / LIB / "gconv").mkdir()
+    (root / LIB / "gconv/gconv-modules").write_text("module UTF-16// INTERNAL UTF-16 1\n")
+    for name in ("UTF-16", "EUC-KR"):
+        library(root / LIB / f"gconv/{name}.so")
+    loader = "-Wl,--dynamic-linker=/lib64/ld-test.so.2"
+    compiled(root / "usr/bin/converts", "-pie", loader, str(libc), source=calls)
+    program(root / "usr/bin/plain", str(libc))
+    rows = loaded_in(Tree(root))
+    taken = elf.find_closure(Tree(root), ["usr/bin/converts"], loaded=rows).paths
+    assert {f"{LIB}/gconv/gconv-modules", f"{LIB}/gconv/UTF-16.so"} <= set(taken)
+    assert f"{LIB}/gconv/EUC-KR.so" not in taken
+    assert not [path for path in elf.find_closure(Tree(root), ["usr/bin/plain"], loaded=rows).paths if "gconv" in path]
+
+
+@given(at=st.integers(0, 1 << 16), value=st.binary(min_size=1, max_size=8))
+@settings(max_examples=300, deadline=None)
+def test_whatever_is_damaged_in_a_program_is_an_error_or_harmless(at: int, value: bytes) -> None:
+    data = bytearray(Path("/usr/bin/curl").read_bytes())
+    at %= 4096  # headers, notes, the dynamic section's place
+    data[at : at + len(value)] = value
+    try:
+        elf.parse_elf(io.BytesIO(data), "curl")
+    except CapsulekitError as error:
+        assert "damaged ELF file" in error.message
+
+
+@pytest.mark.parametrize("size", [4, 5, 16, 52, 63, 64, 100, 1000])
+def test_a_program_cut_short_is_an_error(size: int) -> None:
+    with pytest.raises(CapsulekitError, match="curl is a damaged ELF file"):
+        elf.parse_elf(io.BytesIO(Path("/usr/bin/curl").read_bytes()[:size]), "curl")
 
 
 def test_a_damaged_program_is_an_error(root: Path) -> None:

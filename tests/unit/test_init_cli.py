@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pexpect
 import pytest
+from small_site import stage1_folder
 
 from capsulekit.cli.main import main
 from capsulekit.errors import CapsulekitError
 from capsulekit.sitepaths import SitePaths
+from provisioner.netboot.stage1 import installed
 from provisioner.registry.defaults import load_defaults
 from provisioner.registry.model import InstalledCapsule
 from provisioner.registry.registry import open_registry
@@ -143,6 +145,36 @@ def test_values_that_cannot_work_make_nothing(init: Init, paths: SitePaths, flag
     assert not paths.config.exists()
 
 
+SIX = ("--interface", "ck0", "--address", "fd00:77::1/64", "--range", "fd00:77::100-fd00:77::1ff")
+
+
+def test_a_site_may_be_one_of_ipv6(init: Init, paths: SitePaths) -> None:
+    assert init(*SIX) == (0, "")
+    site = load_site(paths)
+    assert (site.six, site.ip, site.host, str(site.network)) == (True, "fd00:77::1", "[fd00:77::1]", "fd00:77::/64")
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        ("--address", "fd00:77::1"),
+        ("--address", "fd00:77::1%ck0/64"),
+        ("--range", "fd00:77::100%ck0-fd00:77::1ff"),
+        ("--address", "fd00:77::1/48"),
+        ("--address", "fe80::1/64"),
+        ("--address", "fd00:77::/64"),
+        ("--address", "fd00:77::110/64"),
+        ("--address", "10.0.0.1/16"),
+        ("--range", "10.0.1.1-10.0.1.9"),
+        ("--range", "fd00:77::9-fd00:77::2"),
+        ("--range", "fd00:78::2-fd00:78::9"),
+    ],
+)
+def test_ipv6_values_that_cannot_work_make_nothing(init: Init, paths: SitePaths, flag: str, value: str) -> None:
+    assert init(*SIX, flag, value)[0] == 1
+    assert not paths.config.exists()
+
+
 def test_usage_errors_exit_2(init: Init, paths: SitePaths) -> None:
     assert init(*FULL, "--range", "10.0.1.1")[0] == 2
     assert init(*FULL, "--policy", "maybe")[0] == 2
@@ -150,19 +182,87 @@ def test_usage_errors_exit_2(init: Init, paths: SitePaths) -> None:
 
 
 def test_stage_1_is_copied_and_replaced_whole(init: Init, paths: SitePaths, tmp_path: Path) -> None:
-    source = tmp_path / "built"
-    source.mkdir()
-    (source / "vmlinuz").write_bytes(b"kernel")
-    status, err = init(*FULL, "--stage1", str(source))
-    assert status == 1
-    assert "stage1.img" in err
-    assert not paths.config.exists()
-    (source / "stage1.img").write_bytes(b"image")
+    source = stage1_folder(tmp_path / "built")
     assert init(*FULL, "--stage1", str(source))[0] == 0
     (source / "vmlinuz").write_bytes(b"newer")
     assert init("--stage1", str(source))[0] == 0
-    copied = {f.name: f.read_bytes() for f in (paths.state / "stage1").iterdir()}
-    assert copied == {"vmlinuz": b"newer", "stage1.img": b"image"}
+    copied = {f.name: f.read_bytes() for f in (paths.state / "stage1" / "amd64").iterdir()}
+    assert copied == {f.name: f.read_bytes() for f in source.iterdir()}
+    # The older one has gone: the link and the folder that it names are all there is.
+    assert len(list((paths.state / "stage1").iterdir())) == 2
+
+
+def test_each_architecture_has_a_stage_1_of_its_own(init: Init, paths: SitePaths, tmp_path: Path) -> None:
+    new, old = (stage1_folder(tmp_path / arch, arch, arch) for arch in ("amd64", "i386"))
+    assert init(*FULL, "--stage1", str(new), "--stage1", str(old))[0] == 0
+    assert installed(paths) == ("amd64", "i386")
+    for arch in ("amd64", "i386"):
+        assert (paths.state / "stage1" / arch / "vmlinuz").read_text() == f"kernel of {arch}"
+    # One alone leaves the other as it is.
+    (old / "vmlinuz").write_text("newer")
+    assert init("--stage1", str(old))[0] == 0
+    assert (paths.state / "stage1" / "amd64" / "vmlinuz").read_text() == "kernel of amd64"
+    assert (paths.state / "stage1" / "i386" / "vmlinuz").read_text() == "newer"
+
+
+def test_two_for_one_architecture_are_refused(init: Init, paths: SitePaths, tmp_path: Path) -> None:
+    one, two = (stage1_folder(tmp_path / name) for name in ("one", "two"))
+    status, err = init(*FULL, "--stage1", str(one), "--stage1", str(two))
+    assert status == 1
+    assert f"{one} and {two} are both a stage 1 for amd64" in err
+    assert not paths.config.exists()
+
+
+@pytest.mark.parametrize("name", ["vmlinuz", "stage1.img", "stage1.json"])
+def test_a_folder_that_lacks_a_file_of_stage_1_is_refused(
+    init: Init, paths: SitePaths, tmp_path: Path, name: str
+) -> None:
+    source = stage1_folder(tmp_path / "built")
+    (source / name).unlink()
+    status, err = init(*FULL, "--stage1", str(source))
+    assert status == 1
+    assert f"{name} is missing\n" in err
+    assert f"capsulekit stage1 build -o {source}, then: capsulekit init --stage1 {source}" in err
+    assert not paths.config.exists()
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"\xff\xfe",
+        b"[" * 100_000,
+        b'{"arch": "amd64"}',
+        b'{"format": 2, "arch": "amd64"}',
+        b'{"format": 1}',
+        b'{"format": 1, "arch": "../etc"}',
+        b'{"format": 1, "arch": ["amd64"]}',
+        b'{"format": 1, "arch": "riscv64"}',
+        b" " * (5 << 20),
+    ],
+)
+def test_a_record_that_is_none_is_refused(init: Init, paths: SitePaths, tmp_path: Path, record: bytes) -> None:
+    source = stage1_folder(tmp_path / "built")
+    (source / "stage1.json").write_bytes(record)
+    status, err = init(*FULL, "--stage1", str(source))
+    assert status == 1
+    assert f"{source}/stage1.json is not the record of a stage 1: " in err
+    assert "capsulekit stage1 build" in err
+    assert not paths.config.exists()
+
+
+def test_what_a_killed_init_left_of_a_stage_1_goes_with_the_next(init: Init, paths: SitePaths, tmp_path: Path) -> None:
+    source = stage1_folder(tmp_path / "built")
+    init(*FULL, "--stage1", str(source))
+    half = paths.state / "stage1" / ".amd64-killed"
+    half.mkdir()
+    (half / "vmlinuz").write_bytes(b"ker")
+    (paths.state / "stage1" / ".amd64-other.link").symlink_to(half)
+    assert init("--stage1", str(source))[0] == 0
+    left = {f.name for f in (paths.state / "stage1").iterdir()}
+    assert len(left) == 2 and "amd64" in left and not any("killed" in name or "other" in name for name in left)
 
 
 def test_a_hand_edited_mistake_is_named(init: Init, paths: SitePaths) -> None:

@@ -10,8 +10,14 @@ from pathlib import Path
 
 import pytest
 import zstandard
+from initramfs_builder.cpio import Slice
 from initramfs_builder.errors import CapsulekitError
-from initramfs_builder.modules import ModuleTree, read_modinfo
+from initramfs_builder.indexes import indexes
+from initramfs_builder.modulefile import read_modinfo
+from initramfs_builder.modules import BUSYBOX, Modprobe, ModuleTree
+from initramfs_builder.patterns import Patterns
+from initramfs_builder.store import Store, passing
+from initramfs_builder.tree import Tree
 
 RELEASE = "6.1.0-test"
 
@@ -101,7 +107,7 @@ def test_a_name_with_a_slash_is_a_glob_over_files(kernel: ModuleTree) -> None:
         kernel.closure(["kernel/none/*"])
 
 
-@pytest.mark.parametrize("name", ["loop", "binfmt-script", "fs-ext4"])
+@pytest.mark.parametrize("name", ["loop", "binfmt-script", "fs-ext4", "block-major-7-3"])
 def test_what_is_built_in_needs_no_file(kernel: ModuleTree, name: str) -> None:
     assert kernel.closure([name]) == ()
 
@@ -159,13 +165,33 @@ def test_compressed_modules_come_unpacked_under_their_plain_name(tmp_path: Path)
     kernel = ModuleTree(tmp_path, RELEASE)
     files = kernel.closure(["a"])
     assert files == ("kernel/a.ko.xz", "kernel/b.ko.zst")
-    assert [kernel.contents(file) for file in files] == [plain["a"], plain["b"]]
-    assert [kernel.image_name(file) for file in files] == [
-        f"usr/lib/modules/{RELEASE}/kernel/a.ko",
-        f"usr/lib/modules/{RELEASE}/kernel/b.ko",
-    ]
-    assert kernel.index(files)["modules.dep"] == b"kernel/a.ko: kernel/b.ko\nkernel/b.ko:\n"
-    assert kernel.firmware(files).missing == ("a.bin", "b.bin")
+    with passing() as store:
+        kept = kernel.all_contents(files, BUSYBOX, store, 3)
+    base = f"usr/lib/modules/{RELEASE}/kernel"
+    assert kept == [(f"{base}/a.ko", plain["a"]), (f"{base}/b.ko", plain["b"])]
+    assert indexes(kernel, files)["modules.dep"] == b"kernel/a.ko: kernel/b.ko\nkernel/b.ko:\n"
+    assert kernel.firmware(files).missing == (("a", "a.bin"), ("b", "b.bin"))
+
+
+DAMAGED = {
+    "nothing": b"",
+    "no ELF": b"not a module at all, but long enough to have a header if it were one, and some more",
+    "a header alone": b"\x7fELF\x02\x01" + bytes(58),
+    "cut short": None,
+    "sections far away": b"\x7fELF\x02\x01" + bytes(34) + b"\xff" * 8 + bytes(10) + b"\x40\0\x05\0\x04\0",
+    "of no class": b"\x7fELF\x07\x01" + bytes(58),
+}
+
+
+@pytest.mark.parametrize("data", DAMAGED.values(), ids=DAMAGED)
+def test_a_damaged_module_is_an_error_or_says_nothing(shared: Path, tmp_path: Path, data: bytes | None) -> None:
+    whole = (shared / "lib/modules" / RELEASE / "kernel/drivers/fw.ko").read_bytes()
+    broken = tmp_path / "a.ko"
+    broken.write_bytes(data if data is not None else whole[: len(whole) // 2])
+    try:
+        assert read_modinfo(broken) == []
+    except CapsulekitError as error:
+        assert "is not a kernel module" in error.message
 
 
 def test_a_damaged_compressed_module_is_an_error(tmp_path: Path) -> None:
@@ -184,11 +210,125 @@ def test_firmware_is_found_by_name_and_glob_and_the_missing_is_listed(kernel: Mo
     ]
     links = {link: target for found in firmware.found for link, target in found.links.items()}
     assert links == {"usr/lib/firmware/acme/one.bin": "real.bin"}
-    assert firmware.missing == ("acme/gone.bin",)
+    assert firmware.missing == (("fw", "acme/gone.bin"),)
+
+
+def test_an_exception_takes_out_what_globs_found_but_not_what_is_named_or_needed(kernel: ModuleTree) -> None:
+    net = "kernel/drivers/net/*"
+    assert names(kernel.closure([net])) == ["late_phy.ko", "realtek.ko", "r8169.ko", "virtio-net.ko", "base.ko",
+                                            "failover.ko"]  # fmt: skip
+    without = ["virtio-net.ko", "base.ko", "failover.ko"]
+    assert names(kernel.closure([net, "!kernel/drivers/net/phy/*", "!r8169"])) == without
+    assert names(kernel.closure(["!kernel/drivers/net/phy/*", "!r81*", net])) == without, "in any order"
+    assert names(kernel.closure([net, "!base", "!failover", "!*phy*", "!real*", "!r8169"])) == without, "others need it"
+    assert "r8169.ko" in names(kernel.closure([net, "!r8169", "r8169"])), "it is named"
+    assert names(kernel.closure(["r8169", "!late_phy"])) == ["realtek.ko", "r8169.ko", "base.ko"], "a wish is none"
+
+
+def test_a_glob_without_a_slash_is_one_over_module_names(kernel: ModuleTree) -> None:
+    assert names(kernel.closure(["crc32c_*"])) == ["crc32c-intel.ko", "crc32c_generic.ko"]
+    with pytest.raises(CapsulekitError, match=r"has no module crc64\*"):
+        kernel.closure(["crc64*"])
+
+
+def test_an_exception_that_matches_nothing_is_named(kernel: ModuleTree) -> None:
+    asked = ["kernel/drivers/net/*", "!kernel/drivers/nat/*", "!r8169", "!r8168"]
+    assert kernel.idle_exceptions(asked) == ("!kernel/drivers/nat/*", "!r8168")
+
+
+def test_firmware_may_be_left_out_and_is_then_told_as_missing(kernel: ModuleTree) -> None:
+    files = kernel.closure(["fw"])
+    firmware = kernel.firmware(files, patterns=Patterns(["!acme/blob-*"]))
+    assert [found.path for found in firmware.found] == ["usr/lib/firmware/acme/real.bin"]
+    assert firmware.missing == (("fw", "acme/blob-*.bin"), ("fw", "acme/gone.bin"))
+    part = kernel.firmware(files, patterns=Patterns(["!acme/blob-2*"]))
+    assert "usr/lib/firmware/acme/blob-1.bin.xz" in {found.path for found in part.found}
+    assert part.missing == (("fw", "acme/gone.bin"),)
+
+
+def test_firmware_may_be_wanted_that_no_module_names(kernel: ModuleTree) -> None:
+    firmware = kernel.firmware((), patterns=Patterns(["acme/blob-*"]))
+    assert [Path(found.path).name for found in firmware.found] == ["blob-1.bin.xz", "blob-2.bin"]
+    with pytest.raises(CapsulekitError, match="the firmware acme/none is in none of the packages"):
+        kernel.firmware((), patterns=Patterns(["acme/none"]))
+
+
+def test_firmware_is_looked_up_beside_the_kernel_too_the_kernels_own_first(shared: Path, tmp_path: Path) -> None:
+    kernel = ModuleTree(shared, RELEASE)
+    other = tmp_path / "usr/lib/firmware/acme"
+    other.mkdir(parents=True)
+    for name in ("gone.bin", "one.bin"):
+        (other / name).write_bytes(b"other")
+    firmware = kernel.firmware(kernel.closure(["fw"]), beside=[Tree(tmp_path)])
+    assert firmware.missing == ()
+    assert [found.host.name for found in firmware.found if found.host.is_relative_to(tmp_path)] == ["gone.bin"]
+
+
+def test_what_is_built_in_names_firmware_too(tmp_path: Path) -> None:
+    folder = tmp_path / "lib/modules" / RELEASE
+    module(folder, "a.ko")
+    (folder / "modules.builtin").write_text("kernel/drivers/card.ko\n")
+    (folder / "modules.builtin.modinfo").write_bytes(b"card.firmware=acme/card.bin\0other.firmware=acme/other.bin\0")
+    depmod(tmp_path)
+    kernel = ModuleTree(tmp_path, RELEASE)
+    assert kernel.builtin(["card", "a"]) == ("card",)
+    assert kernel.firmware((), kernel.builtin(["card", "a"])).missing == (("card", "acme/card.bin"),)
+
+
+@pytest.mark.parametrize(
+    ("unpacks", "kept"),
+    [
+        ((), ["a.ko", "b.ko", "c.ko"]),
+        ((".xz",), ["a.ko.xz", "b.ko", "c.ko"]),
+        ((".zst",), ["a.ko.zst", "b.ko.zst", "c.ko.zst"]),
+        ((".xz", ".zst", ".gz"), ["a.ko.xz", "b.ko.zst", "c.ko.zst"]),
+    ],
+)
+def test_modules_are_kept_as_they_came_or_compressed_as_the_images_modprobe_unpacks_them(
+    tmp_path: Path, unpacks: tuple[str, ...], kept: list[str]
+) -> None:
+    folder = tmp_path / "lib/modules" / RELEASE
+    plain = {}
+    for name, pack in (("a.ko.xz", lzma.compress), ("b.ko.zst", zstandard.ZstdCompressor().compress), ("c.ko", bytes)):
+        file = module(folder, name.removesuffix(".xz").removesuffix(".zst"))
+        # What a distribution appends to a module, and nobody may strip.
+        plain[name[0]] = file.read_bytes() + b"signature~Module signature appended~\n"
+        file.unlink()
+        file.with_name(name).write_bytes(pack(plain[name[0]]))
+    (folder / "modules.dep").write_text("kernel/a.ko.xz: kernel/c.ko\nkernel/b.ko.zst:\nkernel/c.ko:\n")
+    kernel, modprobe = ModuleTree(tmp_path, RELEASE), Modprobe(True, frozenset(unpacks))
+    files = kernel.closure(["kernel/*"])
+    with passing() as store:
+        for path, content in kernel.all_contents(files, modprobe, store, 3):
+            name = path.rpartition("/")[2]
+            data = content if isinstance(content, bytes) else content.path.read_bytes()[: content.size] if isinstance(
+                content, Slice
+            ) else content.read_bytes()  # fmt: skip
+            if name.endswith(".zst"):
+                assert zstandard.ZstdDecompressor().decompressobj().decompress(data) == plain[name[0]]
+            else:
+                assert (lzma.decompress(data) if name.endswith(".xz") else data) == plain[name[0]]
+            if name in ("a.ko.xz", "b.ko.zst"):
+                assert data == (folder / "kernel" / name).read_bytes(), "never compressed anew"
+            assert name in kept
+    lines = indexes(kernel, files, modprobe)["modules.dep"].decode()
+    assert lines == f"kernel/{kept[0]}: kernel/{kept[2]}\nkernel/{kept[1]}:\nkernel/{kept[2]}:\n"
+
+
+def test_a_module_is_compressed_once(shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "scratch").mkdir()
+    store = Store(tmp_path / "store", tmp_path / "scratch")
+    kernel, modprobe = ModuleTree(shared, RELEASE), Modprobe(True, frozenset({".zst"}))
+    files = kernel.closure(["virtio_net"])
+    first = kernel.all_contents(files, modprobe, store, 3)
+    other = kernel.all_contents(files, modprobe, store, 4)
+    monkeypatch.setattr(store, "make", lambda *_: pytest.fail("made again"))
+    assert kernel.all_contents(files, modprobe, store, 3) == first
+    assert kernel.all_contents(files, modprobe, store, 4) == other != first
 
 
 def test_the_index_speaks_only_of_the_modules_kept(kernel: ModuleTree) -> None:
-    index = kernel.index(kernel.closure(["virtio_net"]))
+    index = indexes(kernel, kernel.closure(["virtio_net"]))
     assert index["modules.alias"] == b"alias virtio:d00000001v* virtio_net\n"
     assert b"r8169" not in b"".join(index.values())
     assert b"kernel/drivers/block/loop.ko" in index["modules.builtin"]
@@ -201,7 +341,7 @@ def test_busybox_modprobe_loads_soft_dependencies_first(shared: Path, tmp_path: 
     kernel = ModuleTree(shared, RELEASE)
     folder = tmp_path / "lib/modules" / os.uname().release
     folder.mkdir(parents=True)
-    for name, text in kernel.index(kernel.closure(["r8169", "virtio_net"])).items():
+    for name, text in indexes(kernel, kernel.closure(["r8169", "virtio_net"])).items():
         (folder / name).write_bytes(text)
     (tmp_path / "busybox").write_bytes(Path("/bin/busybox").read_bytes())
     (tmp_path / "busybox").chmod(0o755)

@@ -203,6 +203,15 @@ def test_status_tells_the_way_to_ready_and_why_not(three: Registry, run: Run) ->
     assert record["status"] == "ready"
 
 
+def test_status_tells_that_a_system_was_started_and_did_not_come_up(three: Registry, run: Run) -> None:
+    now = time.time()
+    for state, ago in (("init", 100), ("handoff", 79), ("init", 20)):
+        three.record_state("52:54:00:00:00:00", state, "10.0.3.0", now=now - ago)
+    told = r"the boot before: handed over at \d{4}-\d\d-\d\d \d\d:\d\d:\d\d, but the system did not come up"
+    assert re.search(rf"init \d\d:\d\d:\d\d · {told}$", run("node", "status", "n0000")[1].splitlines()[1])
+    assert "did not come up" in json.loads(run("node", "status", "--json", "n0000")[1])[0]["error"]
+
+
 def test_accept_lets_a_waiting_node_go_on(site: Registry, run: Run) -> None:
     from provisioner.registry.defaults import Defaults
 

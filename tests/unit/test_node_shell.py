@@ -10,94 +10,11 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from node_shell import AGENT, DIGEST, LIB, MAC, PARTS, SHELL_FILES, SHELLS, SOURCE, Node, a_plan, check, node
 
 from capsulekit.trust import minisign
 
-SOURCE = Path(__file__).resolve().parents[2] / "initramfs-builder"
-LIB = SOURCE / "stage1" / "lib"
-AGENT = SOURCE / "stage1" / "agent" / "capsule-agent"
-STAGE2 = SOURCE / "stage2" / "init"
-SHELL_FILES = [SOURCE / "stage1" / "init", STAGE2, AGENT, *sorted(LIB.glob("*.sh"))]
-SHELLS = {"busybox": ["busybox", "sh"], "dash": ["dash"]}
-# Order of sourcing as in stage1/init.
-PARTS = ["say", "memory", "step", "drivers", "network", "master", "plan", "fetch", "cpio", "compose", "layers",
-         "scripts", "nodelayer", "handoff"]  # fmt: skip
-MAC = "52:54:00:12:34:56"
-DIGEST = {name: hashlib.sha256(name.encode()).hexdigest() for name in ("a", "b", "c", "d", "e")}
-
-
-class Node:
-    """A folder that stands for the node's /run, and a shell with every function loaded."""
-
-    def __init__(self, shell: list[str], folder: Path) -> None:
-        self.shell = shell
-        self.run = folder / "ck"
-        self.run.mkdir(mode=0o700)
-        self.site = folder / "site"
-        (self.site / "keys").mkdir(parents=True)
-        self.proc = folder / "proc"
-        (self.proc / "sys/kernel/random").mkdir(parents=True)
-        (self.proc / "uptime").write_text("12.05 3.00\n")
-        (self.proc / "cmdline").write_text(f"quiet ck.mac={MAC.lower()} ck.ticket=abc ck.macx=no\n")
-        (self.proc / "meminfo").write_text("MemTotal:     491520 kB\nMemFree:   1 kB\nMemAvailable:    412672 kB\n")
-        self.env = {
-            "PATH": os.environ["PATH"], "LC_ALL": "C", "CK_RUN": str(self.run), "CK_SITE": str(self.site),
-            "CK_PROC": str(self.proc), "CK_CONSOLE": str(folder / "console"), "CK_INITRD": str(folder / "initrd"),
-            "CK_CAPSULE": str(folder / "capsule"), "CK_LIB": str(LIB),
-        }  # fmt: skip
-
-    def do(self, script: str, *args: str) -> subprocess.CompletedProcess[str]:
-        """Run a script after everything was sourced, with ``set -eu`` as on the node."""
-        lines = ["set -eu", *(f". {LIB}/{part}.sh" for part in PARTS), "DEBUG=0 QUEUED=0 SENT=0 STEP=test", script]
-        return subprocess.run([*self.shell, "-c", "\n".join(lines), "sh", *args], env=self.env,
-                              capture_output=True, text=True, timeout=60)  # fmt: skip
-
-    def out(self, script: str, *args: str) -> str:
-        """Its output; the script must end well."""
-        done = self.do(script, *args)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    def reason(self, script: str, *args: str) -> str:
-        """The reason it left; the script must fail."""
-        (self.run / "reason").unlink(missing_ok=True)
-        done = self.do(script, *args)
-        assert done.returncode != 0, done.stdout
-        return (self.run / "reason").read_text().strip()
-
-
-@pytest.fixture(params=sorted(SHELLS))
-def node(request: pytest.FixtureRequest, tmp_path: Path) -> Node:
-    if shutil.which(SHELLS[request.param][0]) is None:
-        pytest.skip(f"{request.param} is not installed")
-    return Node(SHELLS[request.param], tmp_path)
-
-
-def a_plan(**changes: str | None) -> str:
-    """A well-formed plan; a keyword replaces the line that starts with it (None: leaves it out)."""
-    lines = {
-        "plan": "plan 1", "nodeid": f"nodeid {MAC}", "hostname": "hostname n0001", "cluster": "cluster -",
-        "group": "group cluster", "vnfs": "vnfs mini-1.0.amd64", "machine_id": "machine-id " + "0a" * 16,
-        "time": "time 1700000000", "identity": f"identity {DIGEST['e']}", "key": "key RW" + "A" * 54,
-        "comment": "comment capsule mini 1.0 amd64 recipe " + "0" * 64, "debug": "debug 0", "init": "init /sbin/init",
-        "kargs": "kargs console=tty0 quiet", "vmlinuz": f"file boot/vmlinuz {DIGEST['a']} 1000 public",
-        "initrd": f"file boot/initrd.img {DIGEST['b']} 2000 public",
-        "toml": f"file capsule.toml {DIGEST['c']} 300 public",
-        "rootfs": f"file layers/rootfs.squashfs {DIGEST['d']} 4096 public",
-        "layer": "layer layers/rootfs.squashfs 9000",
-    }  # fmt: skip
-    extra = changes.pop("extra", None)
-    assert set(changes) <= set(lines)
-    kept = [str(changes.get(k, v)) for k, v in lines.items() if k not in changes or changes[k] is not None]
-    return "\n".join([*kept, *([extra] if extra else []), "end"]) + "\n"
-
-
-def check(node: Node, plan: str | bytes) -> str:
-    """Why the plan is refused, or "" when it is taken."""
-    path = node.run / "plan"
-    path.write_bytes(plan if isinstance(plan, bytes) else plan.encode())
-    done = node.do(f'plan_check "{path}" {MAC}')
-    return "" if done.returncode == 0 else (node.run / "reason").read_text().strip()
+__all__ = ["node"]  # the fixture
 
 
 # --- the files themselves
@@ -289,96 +206,6 @@ def test_a_file_too_big_for_the_archive_is_refused(node: Node) -> None:
     assert "do not fit a cpio archive" in node.reason("cpio_header x 0 4294967296")
 
 
-def test_a_second_attempt_keeps_what_still_fits_the_plan(node: Node, tmp_path: Path) -> None:
-    assert check(node, a_plan()) == ""
-    (tmp_path / "initrd").write_bytes(b"x" * 9000)
-    record = f"boot/initrd.img {DIGEST['b']} 0 2000 2116\nlayers/rootfs.squashfs {DIGEST['d']} 4096 4096 8400\n"
-    (node.run / "composed").write_text(record)
-    (node.run / "composed.identity").write_text(DIGEST["e"] + "\n")
-    assert node.out("keep_what_fits") == "8400\n"
-    assert (tmp_path / "initrd").stat().st_size == 8400
-    (node.run / "composed").write_text(record.replace(DIGEST["d"], DIGEST["a"]))
-    assert node.out("keep_what_fits") == "2116\n"
-    (node.run / "composed.identity").write_text("another\n")
-    assert node.out("keep_what_fits") == "0\n"
-    assert (tmp_path / "initrd").stat().st_size == 0
-
-
-# --- fetching
-
-
-def take(node: Node, source: Path, digest: str, size: int) -> str:
-    """`take` from a file in place of the network; the reason, or ""."""
-    (node.site / "masters").write_text("http://a https://a\n")
-    script = f'get() {{ shift; cat "{source}"; }}; sleep() {{ :; }}; : >"$RUN/f"; printf abc >"$RUN/f"; '
-    script += f'take "$RUN/f" layers/rootfs.squashfs {digest} {size} public'
-    done = node.do(script)
-    return "" if done.returncode == 0 else (node.run / "reason").read_text().strip()
-
-
-def test_a_file_with_the_right_digest_is_appended(node: Node, tmp_path: Path) -> None:
-    (tmp_path / "src").write_bytes(data := os.urandom(5000))
-    assert take(node, tmp_path / "src", hashlib.sha256(data).hexdigest(), 5000) == ""
-    assert (node.run / "f").read_bytes() == b"abc" + data
-
-
-def test_a_wrong_digest_is_fetched_again_then_fails_and_leaves_the_file_as_it_was(node: Node, tmp_path: Path) -> None:
-    (tmp_path / "src").write_bytes(data := b"evil" * 100)
-    got = hashlib.sha256(data).hexdigest()
-    expected = f"layers/rootfs.squashfs: digest mismatch: expected {DIGEST['a']} got {got}"
-    assert take(node, tmp_path / "src", DIGEST["a"], 400) == expected
-    assert (node.run / "f").read_bytes() == b"abc"
-    assert "fetching it once more" in (tmp_path / "console").read_text()
-
-
-def test_a_short_file_is_said_to_be_truncated(node: Node, tmp_path: Path) -> None:
-    (tmp_path / "src").write_bytes(b"")
-    assert take(node, tmp_path / "src", DIGEST["a"], 400).startswith(
-        "layers/rootfs.squashfs: truncated: 0 of 400 bytes"
-    )
-    assert (node.run / "f").read_bytes() == b"abc"
-
-
-def test_a_server_that_sends_too_much_cannot_fill_the_memory(node: Node, tmp_path: Path) -> None:
-    (tmp_path / "src").write_bytes(b"x" * 100_000)
-    reason = take(node, tmp_path / "src", DIGEST["a"], 2000)
-    assert reason == "layers/rootfs.squashfs: longer than 2000 bytes"
-
-
-def test_a_cut_download_is_resumed_by_range(node: Node, tmp_path: Path) -> None:
-    data = os.urandom(3000)
-    (tmp_path / "src").write_bytes(data)
-    script = f"""
-get() {{
-    case " $* " in
-        *" --range "*) printf 'HTTP/1.1 206 Partial\\r\\n' >"$RUN/headers"; tail -c +1001 "{tmp_path}/src" ;;
-        *) head -c 1000 "{tmp_path}/src"; return 18 ;;
-    esac
-}}
-sleep() {{ :; }}
-: >"$RUN/f"; append "$RUN/f" 3000 http://x
-"""
-    node.out(script)
-    assert (node.run / "f").read_bytes() == data
-
-
-def test_a_server_without_ranges_does_not_garble_the_file(node: Node, tmp_path: Path) -> None:
-    (tmp_path / "src").write_bytes(data := os.urandom(3000))
-    script = f"""
-get() {{
-    case " $* " in
-        *" --range "*) printf 'HTTP/1.1 200 OK\\r\\n' >"$RUN/headers"; head -c 1500 "{tmp_path}/src" ;;
-        *) [ -e "$RUN/second" ] || {{ : >"$RUN/second"; head -c 1000 "{tmp_path}/src"; return 18; }}
-           cat "{tmp_path}/src" ;;
-    esac
-}}
-sleep() {{ :; }}
-: >"$RUN/f"; append "$RUN/f" 3000 http://x
-"""
-    node.out(script)
-    assert (node.run / "f").read_bytes() == data
-
-
 # --- trust
 
 
@@ -466,7 +293,7 @@ def test_a_script_sees_the_node_in_its_environment(node: Node) -> None:
     node.out("run_scripts")
     log = (node.run / "log/20-name").read_text()
     assert f"NODEID={MAC}\nNODENAME=n0001.c1\nHOSTNAME=n0001\nCLUSTER=c1\nGROUPNAME=cluster\n" in log
-    assert "VNFS=mini-1.0.amd64\nSTATE=init\nNEWROOT=/run/root\n" in log
+    assert f"VNFS=mini-1.0.amd64\nSTATE=init\nNEWROOT={node.run.parent}/root\n" in log
     assert "drwx------" in log
 
 
@@ -517,15 +344,7 @@ def test_the_session_key_is_in_a_file_of_mode_0600_and_in_no_argument(node: Node
     assert "abab" not in log.read_text()
 
 
-# --- stage 2 and the agent
-
-
-@pytest.mark.parametrize("shell", sorted(SHELLS))
-@pytest.mark.parametrize(("text", "raw"), [("a b", "a b"), ("a%20b%25", "a b%"), ("%c3%a9\\n%0a", "\u00e9\\n\n")])
-def test_percent_escapes_of_acl_paths_become_bytes(shell: str, text: str, raw: str) -> None:
-    script = f'CK_SOURCED=1; . {STAGE2}; unescape "$1"'
-    done = subprocess.run([*SHELLS[shell], "-c", script, "sh", text], capture_output=True, timeout=30)
-    assert done.stdout.decode() == raw + "."
+# --- the agent
 
 
 @pytest.mark.parametrize("shell", sorted(SHELLS))

@@ -90,6 +90,14 @@ def test_a_value_that_would_break_a_line_is_refused(forged: dict[str, str]) -> N
         make_plan(replace(NODE, **forged), VIEW, (), (), site_kargs="", now=0)
 
 
+def test_mirrors_stand_between_the_arguments_and_the_files() -> None:
+    urls = ("http://10.0.0.9:81/a", "https://cache.site.invalid")
+    lines = make_plan(NODE, VIEW, (), (), site_kargs="", now=0, mirrors=urls).splitlines()
+    at = next(i for i, line in enumerate(lines) if line.startswith("kargs "))
+    assert lines[at + 1 : at + 3] == [f"mirror {url}" for url in urls]
+    assert lines[at + 3].startswith("file ")
+
+
 def test_kernel_arguments_can_not_start_a_line() -> None:
     with pytest.raises(CapsulekitError, match="one line"):
         make_plan(NODE, VIEW, (), (), site_kargs="quiet\nkey RWforged", now=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -213,6 +214,29 @@ def test_a_boot_is_told_from_its_last_init_on(registry: Registry) -> None:
         "ready", 139.0, 199.0, "10.0.1.1", "",
     )  # fmt: skip
     assert [e.state for e in registry.events(MAC, since=100)] == ["init", "handoff", "ready"]
+
+
+def test_a_node_that_starts_over_after_its_handover_did_not_come_up(registry: Registry) -> None:
+    registry.add_node(MAC, defaults=PLAIN)
+
+    def error_after(state: str, when: float, detail: str = "") -> str:
+        registry.record_state(MAC, state, "10.0.1.1", detail, now=when)
+        node = registry.node(MAC)
+        assert node is not None and node.status == state
+        return node.error
+
+    assert [error_after("init", 1), error_after("handoff", 20)] == ["", ""]
+    lost = error_after("init", 80)
+    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(20))
+    assert lost == f"handed over at {when}, but the system did not come up"
+    assert registry.events(MAC)[-1].detail == lost
+    assert error_after("handoff", 100) == lost, "still what an admin should know"
+    assert error_after("init", 160) != lost, "the newest one counts"
+    assert error_after("handoff", 170) and error_after("ready", 180) == ""
+    # A reboot of a node that was ready, or had failed with a reason of its own, is no such thing.
+    assert error_after("init", 300) == ""
+    assert error_after("failed", 310, "no disk") == "no disk"
+    assert error_after("init", 320) == ""
 
 
 def test_a_failed_step_is_the_nodes_status_until_the_next_init(registry: Registry) -> None:

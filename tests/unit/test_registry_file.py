@@ -29,7 +29,7 @@ def test_the_file_is_private_versioned_and_in_wal_mode(registry: Registry) -> No
         0o600
     }
     assert registry.db.rows("PRAGMA journal_mode")[0][0] == "wal"
-    assert [r["version"] for r in registry.db.rows("SELECT version FROM schema_version")] == [1]
+    assert [r["version"] for r in registry.db.rows("SELECT version FROM schema_version")] == [1, 2]
 
 
 def test_a_registry_of_a_newer_program_is_left_alone(registry: Registry) -> None:

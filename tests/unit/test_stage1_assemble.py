@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+import json
 import os
+import shutil
+import stat
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,16 +14,23 @@ from pathlib import Path
 
 import pytest
 import zstandard
-from initramfs_builder.archive import Archive, Report, pack
+from images import archives, unpack_image
+from initramfs_builder.archive import Archive
 from initramfs_builder.cpio import regular
 from initramfs_builder.errors import CapsulekitError
+from initramfs_builder.pack import Packing, Report, pack
+from initramfs_builder.patterns import Patterns
 from initramfs_builder.resources import shell_dir
+from initramfs_builder.stage import add_paths
 from initramfs_builder.stage1 import Stage1Config, assemble
 from initramfs_builder.stage2 import assemble_stage2
+from initramfs_builder.tree import Tree
 
 RELEASE = "6.1.0-test"
 MTIME = 1_700_000_000
 CONFIG = Stage1Config(
+    arch="amd64",
+    profile="test",
     binaries=("bin/busybox", "usr/bin/curl"),
     modules=("loop",),
     applets=("sh", "mount", "modprobe", "tar"),
@@ -55,18 +65,15 @@ def assembled(kernel: Path, shell: Path, config: Stage1Config = CONFIG) -> tuple
     return out.getvalue(), report
 
 
-def unpacked(image: bytes) -> bytes:
-    return zstandard.ZstdDecompressor().decompressobj().decompress(image)
-
-
 def listed(image: bytes) -> dict[str, str]:
     """What the real cpio lists: path → mode, with a link's target after the path's arrow as "mode target"."""
-    done = subprocess.run(["cpio", "-tv", "--quiet"], input=unpacked(image), capture_output=True, check=True)
     lines = {}
-    for line in done.stdout.decode().splitlines():
-        mode = line.split()[0]
-        name, _, target = line[line.index(" 2023 ") + 6 :].partition(" -> ")
-        lines[name] = f"{mode} {target}".strip()
+    for archive in archives(image):
+        done = subprocess.run(["cpio", "-tv", "--quiet"], input=archive, capture_output=True, check=True)
+        for line in done.stdout.decode().splitlines():
+            mode = line.split()[0]
+            name, _, target = line[line.index(" 2023 ") + 6 :].partition(" -> ")
+            lines[name] = f"{mode} {target}".strip()
     return lines
 
 
@@ -86,16 +93,27 @@ def test_stage1_holds_programs_libraries_modules_devices_and_shell(kernel: Path,
     assert any(name.endswith("/libcurl.so.4") for name in files)
     assert files["tmp"] == "drwxrwxrwt"
     assert files["root"] == "drwx------"
-    assert report == Report(len(files), len(unpacked(image)), len(image), ("none.bin",))
+    size = sum(map(len, archives(image)))
+    told = json.loads(report.record)
+    assert list(told.items()) == [
+        ("format", 1),
+        ("arch", "amd64"),
+        ("release", RELEASE),
+        ("profile", "test"),
+        ("modules", ["loop"]),
+        ("firmware_missing", [{"module": "loop", "firmware": "none.bin"}]),
+    ]
+    assert report.record in archives(image)[-1]
+    assert files["usr/lib/capsulekit/stage1.json"] == "-rw-r--r--"
+    remark = "kernel 6.1.0-test comes without its configuration: zstd is taken by its number"
+    missing = (("loop", "none.bin"),)
+    assert report == Report(len(files), size, len(image), missing, (remark,), report.record)
 
 
 def test_the_image_unpacks_to_a_system_whose_programs_run(kernel: Path, shell: Path, tmp_path: Path) -> None:
     if os.geteuid() != 0:
         pytest.skip("needs root for device nodes and chroot")
-    root = tmp_path / "unpacked"
-    root.mkdir()
-    image, _ = assembled(kernel, shell)
-    subprocess.run(["cpio", "-i", "--quiet"], input=unpacked(image), cwd=root, check=True)
+    root = unpack_image(assembled(kernel, shell)[0], tmp_path / "unpacked")
     script = "curl --version && curl -s file:///etc/passwd"
     done = subprocess.run(["chroot", str(root), "/bin/sh", "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -103,16 +121,20 @@ def test_the_image_unpacks_to_a_system_whose_programs_run(kernel: Path, shell: P
     assert "root:x:0:0" in done.stdout
 
 
-def test_the_image_is_one_zstd_frame_with_its_size_padded_to_four_bytes(kernel: Path, shell: Path) -> None:
+def test_the_image_is_zstd_frames_with_their_sizes_padded_to_four_bytes(kernel: Path, shell: Path) -> None:
     image, report = assembled(kernel, shell)
-    parameters = zstandard.get_frame_parameters(image)
-    assert parameters.content_size == report.unpacked
-    assert parameters.window_size <= 128 << 20
-    assert parameters.has_checksum
+    at, sizes = 0, 0
+    while any(image[at:]):
+        parameters = zstandard.get_frame_parameters(image[at : at + 18])
+        assert parameters.window_size <= 128 << 20
+        assert parameters.has_checksum
+        frame = zstandard.ZstdDecompressor().decompressobj()
+        assert len(frame.decompress(image[at:])) == parameters.content_size
+        sizes += parameters.content_size
+        at = len(image) - len(frame.unused_data)
+    assert sizes == report.unpacked
     assert len(image) % 4 == 0
-    frame = zstandard.ZstdDecompressor().decompressobj()
-    frame.decompress(image)
-    assert frame.unused_data in (b"", b"\0", b"\0\0", b"\0\0\0")
+    assert len(image) - at < 4
 
 
 ONCE_MORE = """
@@ -120,7 +142,8 @@ import sys
 from pathlib import Path
 from initramfs_builder.stage1 import Stage1Config, assemble
 with Path(sys.argv[1]).open("wb") as out:
-    config = Stage1Config(("bin/busybox", "usr/bin/curl"), ("loop",), ("sh", "mount", "modprobe", "tar"))
+    binaries = ("bin/busybox", "usr/bin/curl")
+    config = Stage1Config("amd64", "test", binaries, ("loop",), ("sh", "mount", "modprobe", "tar"))
     assemble(out, Path("/"), Path(sys.argv[2]), "6.1.0-test", config, 1_700_000_000, 1, Path(sys.argv[3]))
 """
 
@@ -181,6 +204,53 @@ def test_a_file_that_is_not_in_the_tree_is_an_error(kernel: Path, shell: Path) -
         assembled(kernel, shell, replace(CONFIG, files=("etc/none",)))
 
 
+def test_files_may_be_globs_with_exceptions(kernel: Path, shell: Path, tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    shutil.copytree("/etc/ld.so.conf.d", tree / "etc/conf")
+    for path in ("share/a/keep.txt", "share/a/drop.md", "share/b/deep/keep.txt", "share/b/keep.md"):
+        (tree / "usr" / path).parent.mkdir(parents=True, exist_ok=True)
+        (tree / "usr" / path).write_text(path)
+
+    def taken(*files: str) -> set[str]:
+        archive = Archive()
+        add_paths(archive, Tree(tree), Patterns(files))
+        return {entry.path for entry in archive.entries() if stat.S_ISREG(entry.mode)}
+
+    assert taken("usr/share/*.txt") == {"usr/share/a/keep.txt", "usr/share/b/deep/keep.txt"}
+    assert taken("usr/share", "!usr/share/b*") == {"usr/share/a/keep.txt", "usr/share/a/drop.md"}
+    assert taken("/usr/share/?/*", "!*.md") == {"usr/share/a/keep.txt", "usr/share/b/deep/keep.txt"}
+    assert taken("usr/share/a/drop.md", "!*.md") == {"usr/share/a/drop.md"}, "it is named"
+    for nothing in ("usr/none/*", "usr/share/*.none"):
+        with pytest.raises(CapsulekitError, match="finds nothing in"):
+            taken(nothing)
+
+
+def test_microcode_comes_first_and_uncompressed(kernel: Path, shell: Path) -> None:
+    folder = kernel / "lib/firmware/amd-ucode"
+    folder.mkdir(parents=True)
+    (folder / "microcode_amd.bin").write_bytes(b"DMA\0code")
+    plain, _ = assembled(kernel, shell)
+    assert "kernel" not in listed(plain)
+    image, report = assembled(kernel, shell, replace(CONFIG, microcode=("amd-ucode/*",)))
+    assert b"kernel/x86/microcode/AuthenticAMD.bin\0" in archives(image)[0]
+    assert image.startswith(archives(image)[0])
+    assert report.unpacked == sum(map(len, archives(image)))
+
+
+def test_an_old_kernel_gets_what_its_configuration_says(kernel: Path, shell: Path) -> None:
+    (kernel / "boot").mkdir()
+    (kernel / f"boot/config-{RELEASE}").write_text("CONFIG_BLK_DEV_INITRD=y\nCONFIG_RD_GZIP=y\n")
+    image, report = assembled(kernel, shell)
+    assert image.startswith(b"\x1f\x8b")
+    assert report.remarks == ()
+    assert "init" in listed(image)
+
+
+def test_an_exception_that_matches_nothing_is_remarked(kernel: Path, shell: Path) -> None:
+    _, report = assembled(kernel, shell, replace(CONFIG, modules=("loop", "!lop")))
+    assert '"!lop" matches no module of kernel 6.1.0-test' in report.remarks
+
+
 def test_shell_without_init_is_an_error(kernel: Path, shell: Path) -> None:
     (shell / "init").unlink()
     with pytest.raises(CapsulekitError, match="has no init"):
@@ -197,7 +267,7 @@ def test_a_full_disk_is_an_error_not_a_short_image(kernel: Path, shell: Path) ->
 
 def test_a_level_whose_window_the_kernel_may_refuse_is_an_error() -> None:
     with pytest.raises(CapsulekitError, match="not within 1 to 19"):
-        pack(io.BytesIO(), Archive(), MTIME, 22)
+        pack(io.BytesIO(), Archive(), Packing(MTIME, 22))
 
 
 def test_two_different_things_at_one_path_are_an_error() -> None:

@@ -2,7 +2,7 @@
 # The initrd being composed: the capsule's own initrd, then a newc archive written behind prewritten headers, so
 # that a layer is fetched straight to the place the kernel will unpack it from. Format: the kernel's
 # Documentation/driver-api/early-userspace/buffer-format.rst.
-# needs: cat head stat
+# needs: cat head
 # shellcheck disable=SC2034 # the other files use INITRD
 
 INITRD=${CK_INITRD:-/run/initrd}

@@ -4,23 +4,33 @@
 set -eu
 
 RUN=${CK_RUN:-/run/ck}
+RESOLV=${CK_RESOLV:-/etc/resolv.conf}
 # udhcpc's names; given defaults because an answer may lack any of them.
 : "${interface:=}" "${ip:=}" "${mask:=24}" "${router:=}" "${dns:=}" "${domain:=}"
 
+first() { printf '%s\n' "${1:-}"; }
+
+bound() {
+    # shellcheck disable=SC2086 # several routers may be named
+    gateway=$(first $router)
+    ip addr flush dev "$interface"
+    ip addr add "$ip/$mask" dev "$interface"
+    [ -z "$gateway" ] || ip route replace default via "$gateway" dev "$interface" || :
+    {
+        [ -z "$domain" ] || printf 'search %s\n' "$domain"
+        for server in $dns; do printf 'nameserver %s\n' "$server"; done
+    } >"$RESOLV"
+    printf '%s\n' "$ip/$mask${gateway:+,$gateway},dhcp" >"$RUN/address"
+    printf '%s\n' "$ip" >"$RUN/lease.new"
+    mv "$RUN/lease.new" "$RUN/lease"
+}
+
 case ${1:-} in
-    bound | renew)
-        ip addr flush dev "$interface"
-        ip addr add "$ip/$mask" dev "$interface"
-        for gateway in $router; do
-            ip route replace default via "$gateway" dev "$interface" || :
-            break
-        done
-        {
-            [ -z "$domain" ] || printf 'search %s\n' "$domain"
-            for server in $dns; do printf 'nameserver %s\n' "$server"; done
-        } >/etc/resolv.conf
-        printf '%s\n' "$ip" >"$RUN/lease.new"
-        mv "$RUN/lease.new" "$RUN/lease"
+    bound) bound ;;
+    renew) # the same address again: touching it would cut the connections that use it
+        lease=
+        [ ! -s "$RUN/lease" ] || read -r lease <"$RUN/lease"
+        [ "$lease" = "$ip" ] || bound
         ;;
     deconfig) ip addr flush dev "$interface" ;;
 esac

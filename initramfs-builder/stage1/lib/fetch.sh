@@ -1,150 +1,148 @@
 # shellcheck shell=sh
-# Fetching: sums and signature first, then every file hashed against its signed line. Cuts are resumed by range;
-# a wrong digest is fetched once more, from another master where there is one.
-# needs: base64 cat curl cut dd grep head minisign mkdir mv od sed sha256sum sleep tail tr truncate
+# Fetching: each file is hashed against its signed line before anything uses it. Cuts are resumed by range, also at
+# another source. Wrong bytes from a mirror end its use; from a master they are fetched once more, then it is a failure.
+# needs: curl cut dd grep mkdir mv rm sed sha256sum sleep sort truncate
 
-CAPSULE=${CK_CAPSULE:-/run/capsule}
+FETCH_ROUNDS=5 # rounds over all sources without one new byte, until it is a failure
 
-source_url() { # public|private DIGEST ATTEMPT: public bytes by plain HTTP, private ones by TLS with the session
-    source_n=$(masters | grep -c .)
-    masters | sed -n "$((($3 - 1) % source_n + 1))p" | {
-        read -r source_http source_https
-        case $1 in
-            public) printf '%s/blobs/%s\n' "$source_http" "$2" ;;
-            private) printf '%s/v1/blobs/%s\n' "$source_https" "$2" ;;
-            script) printf '%s/v1/scripts/%s\n' "$source_https" "$2" ;;
-        esac
-    }
-}
-
-get() { # URL CURL-OPTION...: bytes to stdout; the session goes only to https
+get() { # URL CURL-OPTION...: bytes to stdout; the session goes only to a master's https
     get_url=$1
     shift
-    set -- "$@" -q -sS -f --noproxy '*' --connect-timeout 10 --speed-limit 1000 --speed-time 30
+    # A redirect is an error (the limit works only with -L): its page would be taken for the file's first bytes.
+    set -- -q -sS -f -L --max-redirs 0 --noproxy '*' --connect-timeout 10 --speed-limit 1000 --speed-time 20 "$@"
     case $get_url in
-        https://*) curl "$@" --proto =https --tlsv1.2 --cacert "$SITE/ca.pem" -K "$SESSION" "$get_url" </dev/null ;;
+        https://*/v1/*) curl "$@" --proto =https --tlsv1.2 --cacert "$SITE/ca.pem" -K "$SESSION" "$get_url" </dev/null ;;
+        # A mirror's certificate proves nothing to us: its bytes are public, and count only by their digest.
+        https://*) curl "$@" --proto =https --insecure "$get_url" </dev/null ;;
         *) curl "$@" --proto =http "$get_url" </dev/null ;;
     esac
 }
 
-append() { # FILE SIZE URL: grow FILE by SIZE bytes; resumes after cuts; false (reason in $RUN/append) when it can't
-    append_start=$(file_size "$1")
-    append_try=0
-    : >"$RUN/curl.err"
-    while [ "$append_try" -lt 5 ]; do
-        append_have=$(($(file_size "$1") - append_start))
-        [ "$append_have" -lt "$2" ] || break
-        [ "$append_try" -eq 0 ] || sleep "$append_try"
-        append_try=$((append_try + 1))
-        append_once "$1" "$2" "$3" || :
-    done
-    append_have=$(($(file_size "$1") - append_start))
-    [ "$append_have" -ne "$2" ] || return 0
-    if [ "$append_have" -gt "$2" ]; then
-        printf 'longer than %s bytes\n' "$2" >"$RUN/append"
-    else
-        printf 'truncated: %s of %s bytes (%s)\n' "$append_have" "$2" "$(printable "$(tail -n 1 "$RUN/curl.err")")" \
-            >"$RUN/append"
-    fi
-    return 1
-}
-
-append_once() { # FILE SIZE URL; uses append_start and append_have
+append_once() { # FILE SIZE URL START: grow what FILE has behind START towards SIZE bytes; may be cut at any place
+    append_have=$(($(file_size "$1") - $4))
     # A file size limit, in blocks of 512: a server that sends without end must not fill the memory.
-    append_limit=$(((append_start + $2 + 511) / 512))
+    append_limit=$((($4 + $2 + 511) / 512))
+    : >"$RUN/curl.err"
     if [ "$append_have" -eq 0 ]; then
-        (ulimit -f "$append_limit" && get "$3" >>"$1" 2>"$RUN/curl.err")
+        (ulimit -f "$append_limit" && get "$3" >>"$1" 2>"$RUN/curl.err") || :
         return
     fi
+    : >"$RUN/headers"
     (ulimit -f "$append_limit" && get "$3" --range "$append_have-" -D "$RUN/headers" >>"$1" 2>"$RUN/curl.err") || :
-    # A server that ignores ranges has sent the whole again: none of it belongs here.
-    grep -q '^HTTP/[0-9.]* 206' "$RUN/headers" || truncate -s "$append_start" "$1"
+    # Another answer than "here is that part": none of its bytes belongs here. None at all: keep what is there.
+    if grep -q '^HTTP/' "$RUN/headers" && ! grep -q '^HTTP/[0-9.]* 206' "$RUN/headers"; then
+        truncate -s "$(($4 + append_have))" "$1"
+        # A server that does not know ranges must get the chance to send the whole.
+        ! grep -q '^HTTP/[0-9.]* 200' "$RUN/headers" || truncate -s "$4" "$1"
+    fi
 }
+
+fill() { # FILE NAME DIGEST SIZE KIND START: ask the sources until SIZE bytes lie behind START; false with the reason
+    fill_idle=0
+    while :; do
+        fill_before=$(file_size "$1")
+        [ $((fill_before - $6)) -lt "$4" ] || return 0
+        sources "$5" "$3" >"$RUN/sources"
+        fill_gone=yes
+        while read -r fill_what fill_base fill_url <&4; do
+            fill_old=$(file_size "$1")
+            append_once "$1" "$4" "$fill_url" "$6"
+            [ "$(file_size "$1")" -eq "$fill_old" ] || printf '%s %s\n' "$fill_what" "$fill_base" >>"$RUN/involved"
+            fill_have=$(($(file_size "$1") - $6))
+            [ "$fill_have" -ne "$4" ] || return 0
+            fill_blame "$@"
+        done 4<"$RUN/sources"
+        [ "$fill_gone" = no ] || because "$2: no longer on the master (404): the capsule was replaced or removed" || return 1
+        fill_idle=$((fill_idle + 1))
+        [ "$(file_size "$1")" -le "$fill_before" ] || fill_idle=1
+        [ "$fill_idle" -lt "$FETCH_ROUNDS" ] || because "$2: $fill_why" || return 1
+        sleep "$(jittered $((2 * fill_idle)))"
+    done
+}
+
+fill_blame() { # FILE NAME DIGEST SIZE KIND START: this source did not bring it to the end: why, and what follows
+    if [ "$fill_have" -gt "$4" ]; then
+        truncate -s "$6" "$1"
+        fill_why="longer than $4 bytes"
+    else
+        fill_why="truncated: $fill_have of $4 bytes ($(curl_why))"
+    fi
+    if [ "$fill_what" = mirror ]; then
+        say "$2: mirror $fill_base: $fill_why; asking the next source"
+        # One that lacks this file may have the others.
+        not_found || drop_mirror "$fill_base"
+    else
+        not_found || fill_gone=no
+        [ "$fill_idle" -gt 0 ] || say "$2: $fill_base: $fill_why; trying again"
+    fi
+}
+
+not_found() { grep -q -E ' error: 404( |$)' "$RUN/curl.err"; } # as curl -f says it
 
 digest_at() { # FILE OFFSET SIZE: sha256 of exactly these bytes
     dd if="$1" bs=1M iflag=skip_bytes,count_bytes skip="$2" count="$3" 2>/dev/null | sha256sum | cut -d' ' -f1
 }
 
-take() { # FILE NAME DIGEST SIZE public|private|script: append the verified bytes, or leave FILE as it was and fail
-    take_start=$(file_size "$1")
-    for take_attempt in 1 2; do
-        if append "$1" "$4" "$(source_url "$5" "$3" "$take_attempt")"; then
-            take_got=$(digest_at "$1" "$take_start" "$4")
-            [ "$take_got" != "$3" ] || return 0
-            take_reason="digest mismatch: expected $3 got $take_got"
-        else
-            take_reason=$(cat "$RUN/append")
-        fi
-        truncate -s "$take_start" "$1"
-        [ "$take_attempt" -eq 2 ] || say "$2: $take_reason; fetching it once more"
+take() { # FILE NAME DIGEST SIZE public|private|script START: the verified bytes behind START of FILE, or fail
+    # What an earlier attempt left there is gone on with; only wrong bytes are cut off.
+    [ "$(file_size "$1")" -gt "$6" ] || : >"$RUN/involved"
+    : >>"$RUN/involved"
+    if [ "$5" = public ] && disk_take "$@"; then return 0; fi
+    take_wrong=0
+    while :; do
+        fill "$@" || exit 1
+        take_got=$(digest_at "$1" "$6" "$4")
+        [ "$take_got" != "$3" ] || break
+        truncate -s "$6" "$1"
+        take_reason="digest mismatch: expected $3 got $take_got"
+        take_blame "$2"
     done
-    fail "$2: $take_reason"
+    : >"$RUN/involved"
+    [ "$5" != public ] || disk_keep "$@"
+}
+
+take_blame() { # NAME: all who sent a part of the wrong bytes
+    if grep -q '^mirror ' "$RUN/involved"; then
+        sed -n 's/^mirror //p' "$RUN/involved" | sort -u | while read -r blame_mirror; do
+            say "$1: $take_reason; mirror $blame_mirror is not asked again"
+            drop_mirror "$blame_mirror"
+        done
+    else
+        take_wrong=$((take_wrong + 1))
+        [ "$take_wrong" -lt 2 ] || fail "$1: $take_reason"
+        say "$1: $take_reason; fetching it once more"
+        rm -f "$RUN/master" # "elsewhere" where there is one: the next in the order
+        rotate_masters
+    fi
+    : >"$RUN/involved"
+}
+
+rotate_masters() { # the first one becomes the last
+    masters >"$RUN/masters.old"
+    { sed 1d "$RUN/masters.old" && sed -n 1p "$RUN/masters.old"; } >"$RUN/masters.all"
 }
 
 take_file() { # TARGET NAME DIGEST SIZE KIND: the same into a file of its own; kept when it is there and right
     if [ -f "$1" ] && [ "$(file_size "$1")" = "$4" ] && [ "$(digest_at "$1" 0 "$4")" = "$3" ]; then return 0; fi
     mkdir -p "${1%/*}"
-    : >"$1.part"
-    take "$1.part" "$2" "$3" "$4" "$5"
+    : >>"$1.part"
+    [ "$(file_size "$1.part")" -le "$4" ] || : >"$1.part"
+    take "$1.part" "$2" "$3" "$4" "$5" 0
     mv "$1.part" "$1"
 }
 
-key_id() { # PUBLIC-KEY: as minisign prints it (its 8 bytes are little-endian)
-    key_hex=$(printf '%s' "$1" | base64 -d 2>/dev/null | od -An -v -tx1 | tr -d ' \n' | tr a-f A-F)
-    key_hex=$(printf '%s' "$key_hex" | cut -c5-20)
-    key_out=
-    while [ -n "$key_hex" ]; do
-        key_out=${key_hex%"${key_hex#??}"}$key_out
-        key_hex=${key_hex#??}
-    done
-    printf '%s\n' "$key_out"
-}
-
-key_trusted() { # PUBLIC-KEY: is it one of the site's?
-    for key_file in "$SITE"/keys/*.pub; do
-        [ ! -f "$key_file" ] || ! grep -q -x -F "$1" "$key_file" || return 0
-    done
-    return 1
-}
-
-get_sums() { # the signed list, before anything else is believed
-    sums_identity=$(plan_value identity)
-    sums_key=$(plan_value key)
-    key_trusted "$sums_key" || fail "unknown signing key $(key_id "$sums_key")"
-    mkdir -p "$CAPSULE"
-    for sums_name in SHA256SUMS SHA256SUMS.minisig; do
-        sums_url=$(masters | head -n 1 | cut -d' ' -f1)/capsules/$sums_identity/$sums_name
-        (ulimit -f 2048 && get "$sums_url" --retry 3 >"$CAPSULE/$sums_name" 2>"$RUN/curl.err") ||
-            fail "$sums_name: $(printable "$(tail -n 1 "$RUN/curl.err")")"
-    done
-    verify_sums "$CAPSULE/SHA256SUMS" "$sums_identity" "$sums_key" "$(plan_value comment)"
-    detail "signed by $(key_id "$sums_key")"
-}
-
-verify_sums() { # FILE IDENTITY KEY COMMENT
-    verify_got=$(sha256sum "$1" | cut -d' ' -f1)
-    [ "$verify_got" = "$2" ] || fail "SHA256SUMS: digest mismatch: expected $2 got $verify_got"
-    verify_comment=$(minisign -V -Q -P "$3" -m "$1" -x "$1.minisig") ||
-        fail "SHA256SUMS: signature does not hold for key $(key_id "$3")"
-    [ "$verify_comment" = "$4" ] ||
-        fail "SHA256SUMS: trusted comment disagrees with the plan: $(printable "$verify_comment")"
-    plan_agrees "$1"
-}
-
-plan_agrees() { # SUMS: every file of the plan is in the signed list, with the same digest
-    while read -r agrees_kind agrees_path agrees_digest _; do
-        [ "$agrees_kind" = file ] || continue
-        grep -q -x -F "$agrees_digest  $agrees_path" "$1" || fail "$agrees_path: the plan's digest is not the signed one"
-    done <"$PLAN"
-}
-
-get_members() { # the small files; layers and the initrd go straight into the file that is booted
-    while read -r members_kind members_path members_digest members_size members_where <&3; do
-        [ "$members_kind" = file ] || continue
-        case $members_path in
-            layers/*.acl) ;;
-            boot/initrd.img | layers/*) continue ;;
-        esac
-        take_file "$CAPSULE/$members_path" "$members_path" "$members_digest" "$members_size" "$members_where"
-    done 3<"$PLAN"
+prefetch() { # private|script, and lines "TARGET DIGEST SIZE" on stdin: over one connection, unverified, into .part
+    # A TLS handshake costs more than a small file. What does not come, or is wrong, is take_file's to get.
+    prefetch_most=0
+    (umask 077 && : >"$RUN/prefetch.curl")
+    while read -r prefetch_target prefetch_digest prefetch_size; do
+        if [ -e "$prefetch_target" ] || [ -e "$prefetch_target.part" ]; then continue; fi
+        mkdir -p "${prefetch_target%/*}"
+        [ "$prefetch_size" -le "$prefetch_most" ] || prefetch_most=$prefetch_size
+        sources "$1" "$prefetch_digest" | sed -n '1s/^[^ ]* [^ ]* \(.*\)/url = "\1"/p'
+        printf 'output = "%s.part"\n' "$prefetch_target"
+    done >>"$RUN/prefetch.curl"
+    [ -s "$RUN/prefetch.curl" ] || return 0
+    (ulimit -f $(((prefetch_most + 511) / 512)) && tls -f --speed-limit 1000 --speed-time 20 \
+        -K "$SESSION" -K "$RUN/prefetch.curl" >/dev/null 2>&1) || :
 }

@@ -1,6 +1,6 @@
 # shellcheck shell=sh
 # What is the node's own: its machine-id, the agent, and then the upper as one more squashfs.
-# needs: cat chmod cp ln mkdir mksquashfs rm stat
+# needs: cat chmod cp ln mkdir mksquashfs rm stat tar
 
 AGENT_HOME=usr/lib/capsulekit # inside the new root
 AGENT_CONF=etc/capsulekit/agent
@@ -22,10 +22,19 @@ install_agent() { # with a curl of its own: a minimal root has none, and busybox
     cp "$SITE/masters" "$NEWROOT/$AGENT_CONF/masters"
     chmod 644 "$NEWROOT/$AGENT_CONF/ca.pem" "$NEWROOT/$AGENT_CONF/masters"
     rm -f "$NEWROOT/$AGENT_CONF/session"
-    [ ! -s "$SESSION" ] || (umask 077 && cat "$SESSION" >"$NEWROOT/$AGENT_CONF/session")
+    agent_session
     printf '#!/bin/sh\nexec /%s/capsule-agent\n' "$AGENT_HOME" >"$NEWROOT/$AGENT_CONF/start"
     chmod 755 "$NEWROOT/$AGENT_CONF/start"
     enable_agent
+}
+
+agent_session() { # the key; but not where rd.break gives somebody a shell beside it
+    case " $(plan_value kargs) " in
+        *' rd.break'*)
+            ! console_open || { say 'rd.break: the agent gets no session key, so this boot will not be ready' && return; }
+            ;;
+    esac
+    [ ! -s "$SESSION" ] || (umask 077 && cat "$SESSION" >"$NEWROOT/$AGENT_CONF/session")
 }
 
 dynamic_loader() { # the program that starts curl
@@ -68,7 +77,7 @@ enable_agent() { # systemd starts it by a unit; other inits call etc/capsulekit/
 }
 
 gnu_tar() { # by path: busybox's shell prefers its own applet, which knows no xattrs
-    for tar_path in /usr/bin/tar /bin/tar; do
+    for tar_path in ${CK_TAR:-/usr/bin/tar /bin/tar}; do
         [ ! -x "$tar_path" ] || { printf '%s\n' "$tar_path" && return; }
     done
     fail "GNU tar is missing in stage 1"

@@ -50,6 +50,7 @@ plan_line_known() { # MAC KIND REST
         debug) case $plan_rest in [0-3]) ;; *) return 1 ;; esac ;;
         init) case $plan_rest in /*) is_member "${plan_rest#/}" ;; *) return 1 ;; esac ;;
         kargs) ;;
+        mirror) is_url "$plan_rest" ;;
         file | layer | script | provision | data) plan_item_known "$plan_kind" "$plan_rest" ;;
         *) return 1 ;;
     esac
@@ -85,7 +86,7 @@ is_order() { case $1 in [0-9] | [0-9][0-9] | [0-9][0-9][0-9]) ;; *) return 1 ;; 
 
 is_layer() { # layers/NAME: one level, so that its name can stand in a list and as a file of the initrd
     case $1 in
-        layers/order | layers/node.squashfs) return 1 ;; # stage 1's own
+        layers/order | layers/console | layers/node.squashfs) return 1 ;; # stage 1's own
         layers/*) is_word "${1#layers/}" ;;
         *) return 1 ;;
     esac

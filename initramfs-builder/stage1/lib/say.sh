@@ -1,13 +1,16 @@
 # shellcheck shell=sh
 # Words on the consoles, times, small predicates: what every other file here uses.
-# needs: cat cut date stat tr
+# needs: cat cut stat tr
 # shellcheck disable=SC2034 # the other files use these names
 
 # Paths, so that tests can point them elsewhere.
 RUN=${CK_RUN:-/run/ck}
 SITE=${CK_SITE:-/site}
 PROC=${CK_PROC:-/proc}
+SYS=${CK_SYS:-/sys}
+DEV=${CK_DEV:-/dev}
 LIB=${CK_LIB:-/lib/capsulekit}
+RESOLV=${CK_RESOLV:-/etc/resolv.conf}
 PLAN=$RUN/plan
 SESSION=$RUN/session.curl
 
@@ -27,6 +30,11 @@ say() { # TEXT...: one line on every console
 fail() { # TEXT...: leave the reason for the step that runs, and end this (sub)shell
     printf '%s\n' "$*" >"$RUN/reason"
     exit 1
+}
+
+because() { # TEXT...: like fail, for a caller that may have another way: leaves the reason and is false
+    printf '%s\n' "$*" >"$RUN/reason"
+    return 1
 }
 
 detail() { # TEXT...: what the running step found out; shown and reported when it ends well
@@ -94,6 +102,14 @@ is_member() { # a relative path with nothing surprising in it
     case $1 in '' | /* | */ | -* | *//* | *..* | *[!A-Za-z0-9._/+@-]*) return 1 ;; esac
 }
 
+is_url() { # http(s)://HOST[:PORT][/PATH], without anything that curl's settings file or a shell could misread
+    case $1 in
+        *[!]A-Za-z0-9._~:/@%+[-]* | *..* | */) return 1 ;;
+        http://?* | https://?*) ;;
+        *) return 1 ;;
+    esac
+}
+
 is_mac() { # canonical form: upper case, colons
     case $1 in
         [0-9A-F][0-9A-F]:[0-9A-F][0-9A-F]:[0-9A-F][0-9A-F]:[0-9A-F][0-9A-F]:[0-9A-F][0-9A-F]:[0-9A-F][0-9A-F]) ;;
@@ -107,9 +123,4 @@ file_size() { stat -c %s "$1"; }
 
 printable() { # TEXT: fit for a console and a form field, at most 300 bytes
     printf '%s' "$*" | tr -c '\040-\176' ' ' | cut -c1-300
-}
-
-clock_at_least() { # EPOCH: lift the clock; certificates and logs need it roughly right, batteries die
-    is_number "$1" || return 0
-    [ "$(date +%s)" -ge "$1" ] || date -s "@$1" >/dev/null
 }

@@ -1,6 +1,6 @@
 # shellcheck shell=sh
 # The capsule's provision scripts and the activated modules' scripts, together, in the order of their numbers.
-# needs: mkdir rm sed sh sort tail wc
+# needs: cut mkdir rm sed sh sort tail wc
 
 SCRIPTS=$RUN/scripts
 DATA=$RUN/data
@@ -22,16 +22,25 @@ get_scripts() { # all of them, and the modules' data, before the first one runs
     umask 077
     rm -rf "$DATA"
     mkdir -p "$SCRIPTS" "$DATA"
-    while read -r get_kind get_a get_b get_c get_d get_e get_f _ <&3; do
-        case $get_kind in
-            # a=state b=order c=name d=module e=digest f=size
-            script) [ "$get_a" != init ] || take_file "$SCRIPTS/$get_e" "$get_d/$get_c" "$get_e" "$get_f" script ;;
-            # a=module b=name c=digest d=size
-            data) take_file "$DATA/$get_a/$get_b" "$get_a/$get_b" "$get_c" "$get_d" script ;;
-        esac
-    done 3<"$PLAN"
+    scripts_wanted >"$RUN/scripts.wanted"
+    cut -d' ' -f1,3,4 "$RUN/scripts.wanted" | prefetch script
+    while read -r get_target get_name get_digest get_size <&3; do
+        take_file "$get_target" "$get_name" "$get_digest" "$get_size" script
+    done 3<"$RUN/scripts.wanted"
     scripts_list >"$RUN/scripts.list"
     detail "$(wc -l <"$RUN/scripts.list") scripts"
+}
+
+scripts_wanted() { # lines: TARGET NAME DIGEST SIZE
+    while read -r want_kind want_a want_b want_c want_d want_e want_f _; do
+        case $want_kind in
+            # a=state b=order c=name d=module e=digest f=size
+            script) [ "$want_a" != init ] || printf '%s\n' "$SCRIPTS/$want_e $want_d/$want_c $want_e $want_f" ;;
+            # a=module b=name c=digest d=size
+            data) printf '%s\n' "$DATA/$want_a/$want_b $want_a/$want_b $want_c $want_d" ;;
+        esac
+        : "$want_b"
+    done <"$PLAN"
 }
 
 script_environment() { # MODULE: what every script may rely on

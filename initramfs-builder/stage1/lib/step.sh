@@ -35,6 +35,7 @@ step_failed() {
     set -- "$RUN"/queue/*
     [ $# -le 100 ] || rm -f "$@" # a master that is away for days must not cost memory
     progress "$STEP" failed "$step_took" "$step_text"
+    : >"$RUN/failed"
     exit 1
 }
 
@@ -43,6 +44,8 @@ step_reason() { # what the step said, or the last thing it complained about
         cat "$RUN/reason"
     elif [ -s "$RUN/stderr" ]; then
         printable "status $step_status: $(tail -n 1 "$RUN/stderr")"
+    elif [ "$step_status" -gt 128 ]; then
+        printf 'killed by signal %s (9: out of memory)\n' "$((step_status - 128))"
     else
         printf 'status %s\n' "$step_status"
     fi

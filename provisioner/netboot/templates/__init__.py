@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -19,9 +20,9 @@ _environment = Environment(
 )
 
 
-def render(name: str, **values: str | int) -> str:
+def render(name: str, **values: str | int | Sequence[str]) -> str:
     """The text of template ``name``. Raises CapsulekitError when a value could start a line of its own."""
     for key, value in values.items():
-        if isinstance(value, str) and not value.isprintable():
+        if not isinstance(value, int) and not "".join(value).isprintable():
             raise CapsulekitError(f"{key} can't be {value!r}: it must be one line of printable text")
     return _environment.get_template(name).render(values)

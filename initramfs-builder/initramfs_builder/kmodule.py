@@ -1,0 +1,84 @@
+"""A kernel module in an image: what it says of itself, compressed or not; no more is unpacked than a module may have.
+
+The keys are those of include/linux/module.h and moduleparam.h of the kernel.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import lzma
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import IO, BinaryIO
+
+import zstandard
+
+from initramfs_builder.cpio import CHUNK
+from initramfs_builder.depmod import module_of, spelled
+from initramfs_builder.errors import CapsulekitError
+from initramfs_builder.modulefile import parse_modinfo
+
+UNPACKED_MAX = 256 << 20
+WINDOW_MAX = 256 << 20
+
+
+@dataclass(frozen=True)
+class Kmodule:
+    """A module's ``name``, the ``release`` it was built for, and what it asks for.
+
+    ``depends`` are module names, ``firmware`` file names (globs allowed), ``softdeps`` lines "pre: A B post: C".
+    """
+
+    name: str
+    release: str
+    depends: tuple[str, ...]
+    firmware: tuple[str, ...]
+    softdeps: tuple[str, ...]
+
+
+def read_kmodule(data: bytes, path: str) -> Kmodule:
+    """Read a module, compressed when its ``path`` ends so. Raises CapsulekitError when it is no kernel module."""
+    pairs = parse_modinfo(unpacked(data, path), path)
+
+    def values(key: str) -> tuple[str, ...]:
+        return tuple(value for name, value in pairs if name == key)
+
+    depends = tuple(word for line in values("depends") for word in line.split(",") if word)
+    release = next((line.split(" ")[0] for line in values("vermagic")), "")
+    name = next(iter(values("name")), module_of(path))
+    return Kmodule(spelled(name), release, depends, values("firmware"), values("softdep"))
+
+
+def unpacked(data: bytes, path: str) -> bytes:
+    """A file's bytes, unpacked when its name says that it is compressed. Raises CapsulekitError, also past 256 MiB."""
+    suffix = path.rpartition(".")[2]
+    if suffix not in OPENERS:
+        return data
+    pieces, size = [], 0
+    try:
+        with OPENERS[suffix](io.BytesIO(data)) as stream:
+            while piece := stream.read(CHUNK):
+                pieces.append(piece)
+                size += len(piece)
+                if size > UNPACKED_MAX:
+                    raise CapsulekitError(f"{path} cannot be unpacked: it is more than {UNPACKED_MAX >> 20} MiB")
+    except (lzma.LZMAError, zstandard.ZstdError, zlib.error, OSError, EOFError) as error:
+        raise CapsulekitError(f"{path} cannot be unpacked: {error}") from None
+    return b"".join(pieces)
+
+
+def _zstd(file: BinaryIO) -> IO[bytes]:
+    return zstandard.ZstdDecompressor(max_window_size=WINDOW_MAX).stream_reader(file)
+
+
+def _gzip(file: BinaryIO) -> IO[bytes]:
+    return gzip.open(file)  # type: ignore[return-value]
+
+
+def _xz(file: BinaryIO) -> IO[bytes]:
+    return lzma.open(file)
+
+
+OPENERS: dict[str, Callable[[BinaryIO], IO[bytes]]] = {"zst": _zstd, "xz": _xz, "gz": _gzip}
