@@ -7,8 +7,11 @@ from pathlib import Path
 
 Argv = list[str | Path]
 
-# The initramfs makers read /lib/modules and /boot: they get the capsule's kernel there, and nobody else.
-WITH_KERNEL = 'mount --bind "$1/usr/lib/modules" /lib/modules && mount --bind "$1/boot" /boot && shift && exec "$@"'
+# The initramfs makers read /lib/modules, /lib/firmware and /boot: they get ours there, and nobody else.
+WITH_KERNEL = (
+    'mount --bind "$1/usr/lib/modules" /lib/modules && mount --bind "$1/boot" /boot && '
+    'mount --bind "$2" /lib/firmware && shift 2 && exec "$@"'
+)
 # systemd-nspawn, which mkosi runs, refuses a /run that lies on a disk: it gets its own corner of it in memory.
 WITH_RUN = 'mount -t tmpfs -o mode=0755 nspawn "$1" && shift && exec "$@"'
 NSPAWN = Path("/run/systemd/nspawn")
@@ -50,15 +53,15 @@ def cpio_gzip(tree: Path, out: Path) -> Argv:
     return ["sh", "-euc", CPIO, "sh", tree, out]
 
 
-def mkinitramfs(kernel: Path, release: str, out: Path) -> Argv:
+def mkinitramfs(kernel: Path, firmware: Path, release: str, out: Path) -> Argv:
     """A generic initramfs (MODULES=most) of the kernel unpacked in ``kernel``."""
-    return [*_with_kernel(kernel), "mkinitramfs", "-c", "zstd", "-o", out, release]
+    return [*_with_kernel(kernel, firmware), "mkinitramfs", "-c", "zstd", "-o", out, release]
 
 
-def dracut(kernel: Path, release: str, out: Path) -> Argv:
+def dracut(kernel: Path, firmware: Path, release: str, out: Path) -> Argv:
     """The same by dracut."""
-    return [*_with_kernel(kernel), "dracut", "-q", "--force", "--no-hostonly", "--zstd", out, release]
+    return [*_with_kernel(kernel, firmware), "dracut", "-q", "--force", "--no-hostonly", "--zstd", out, release]
 
 
-def _with_kernel(kernel: Path) -> Argv:
-    return ["unshare", "--mount", "sh", "-euc", WITH_KERNEL, "sh", kernel]
+def _with_kernel(kernel: Path, firmware: Path) -> Argv:
+    return ["unshare", "--mount", "sh", "-euc", WITH_KERNEL, "sh", kernel, firmware]

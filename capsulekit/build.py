@@ -256,8 +256,9 @@ def _describe(recipe: Recipe, lock: Lock, maker: Distro, cache: Cache, parts: _P
                 f"{member.name} is {member.source.stat().st_size} bytes; the format ends at 3.9 GiB",
                 hint="install less, or split the capsule",
             )
-    warnings = tuple(f"the normaliser's row {glob} matched nothing" for glob in facts.unmatched)
-    return Made(manifest, tuple(members), warnings, facts.hybrid)
+    warnings = [f"the normaliser's row {glob} matched nothing" for glob in facts.unmatched]
+    warnings += (parts.initrd.folder / initrd.REMARKS).read_text().splitlines()
+    return Made(manifest, tuple(members), tuple(warnings), facts.hybrid)
 
 
 def _members(

@@ -15,6 +15,8 @@ from capsulekit.kernel import HYBRID_MODULES, unpack_kernel
 from capsulekit.lock.model import Lock
 from capsulekit.recipe.model import Recipe
 
+REMARKS = "remarks"
+
 
 def inputs(recipe: Recipe, lock: Lock) -> dict[str, Any]:
     """Everything that decides the initrd's bytes."""
@@ -43,7 +45,7 @@ def inputs(recipe: Recipe, lock: Lock) -> dict[str, Any]:
 
 
 def initrd_step(recipe: Recipe, lock: Lock, distro: Distro, cache: Cache) -> Step:
-    """Make (or reuse) ``initrd.img``."""
+    """Make (or reuse) ``initrd.img``, and REMARKS for the author, a line each."""
 
     def make(out: Path) -> None:
         from initramfs_builder.check.closure import must_be_closed
@@ -64,6 +66,7 @@ def initrd_step(recipe: Recipe, lock: Lock, distro: Distro, cache: Cache) -> Ste
                 )  # fmt: skip
             told = Record(unpacked.release, tuple(recipe.stage2_modules), frozenset(made.missing))
             must_be_closed(out / "initrd.img", "this capsule's initrd", told)
+            (out / REMARKS).write_text("".join(f"{remark}\n" for remark in made.remarks))
 
     return cache.step("initrd", inputs(recipe, lock), make)
 

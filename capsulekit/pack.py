@@ -113,10 +113,10 @@ def pack(options: PackOptions, key: Path, password: Callable[[], bytes], progres
         step.note = f"{plan.survey.paths} paths, {plan.survey.size / 1e6:.0f} MB"
     signer = load_secret(key, password)
     with Cache(options.cache).scratch("pack") as work:
-        manifest, members = _make(plan, work, progress)
+        manifest, members, remarks = _make(plan, work, progress)
         with progress.step("pack and sign"):
             identity = write_capsule(plan.out, manifest, members, signer)
-    return PackResult(plan.out, plan.recipe.full_name, identity, plan.out.stat().st_size, plan.warnings)
+    return PackResult(plan.out, plan.recipe.full_name, identity, plan.out.stat().st_size, (*plan.warnings, *remarks))
 
 
 def _recipe(options: PackOptions, system: System) -> Recipe:
@@ -170,11 +170,11 @@ def _check_places(root: Path, seen: Survey, places: dict[str, Path], out: Path) 
             )
 
 
-def _make(plan: Plan, work: Path, progress: Progress) -> tuple[Manifest, list[Member]]:
-    """All of a capsule but its signature."""
+def _make(plan: Plan, work: Path, progress: Progress) -> tuple[Manifest, list[Member], tuple[str, ...]]:
+    """All of a capsule but its signature, and remarks for the author."""
     digest = hashlib.sha256()
     with progress.step("stage 2"):  # first: it may lack a program
-        initrd = _stage2(plan, work)
+        initrd, remarks = _stage2(plan, work)
     with progress.step("root file system"):
         rootfs = _rootfs(plan, work, digest.update)
     with progress.step("kernel and modules"):
@@ -186,7 +186,7 @@ def _make(plan: Plan, work: Path, progress: Progress) -> tuple[Manifest, list[Me
         Member("boot/initrd.img", initrd),
         *_layer_members(work, (modules, rootfs)),
     ]
-    return _manifest(plan, (modules, rootfs)), members
+    return _manifest(plan, (modules, rootfs)), members, remarks
 
 
 def _manifest(plan: Plan, layers: tuple[Layer, ...]) -> Manifest:
@@ -278,13 +278,14 @@ class _Summed:
         self._sink.flush()
 
 
-def _stage2(plan: Plan, work: Path) -> Path:
+def _stage2(plan: Plan, work: Path) -> tuple[Path, tuple[str, ...]]:
+    """The initrd, and remarks for the author."""
     from initramfs_builder.stage2 import assemble_stage2
 
     image = work / "initrd.img"
     with image.open("wb") as out:
-        assemble_stage2(out, plan.root, plan.root, plan.system.kernel.release, STAGE2_MODULES, plan.epoch)
-    return image
+        made = assemble_stage2(out, plan.root, plan.root, plan.system.kernel.release, STAGE2_MODULES, plan.epoch)
+    return image, made.remarks
 
 
 def _layer_members(work: Path, layers: Iterable[Layer]) -> Iterable[Member]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -99,9 +100,11 @@ def _inputs(wanted: Stage1Recipe, lock: Lock) -> dict[str, Any]:
 def _make(wanted: Stage1Recipe, lock: Lock, maker: Distro, cache: Cache, folder: Path) -> None:
     with cache.scratch() as scratch:
         tree, kernel = scratch / "tree", scratch / "kernel"
-        for package in lock.sets["initrd"]:
-            maker.unpack(package, tree)
-        unpacked = unpack_kernel(lock.sets["kernel"], maker, kernel)
+        with ThreadPoolExecutor(1) as pool:  # the kernel's package takes as long as all others
+            indexed = pool.submit(unpack_kernel, lock.sets["kernel"], maker, kernel)
+            for package in lock.sets["initrd"]:
+                maker.unpack(package, tree)
+            unpacked = indexed.result()
         store = Store(cache.root / "compressed", scratch)
         with (folder / "stage1.img").open("wb") as image:
             made = assemble(

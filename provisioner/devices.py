@@ -19,21 +19,17 @@ MOST_BYTES = 256 * 1024
 # A machine of eight sockets has some 1 500 devices of 300 kinds.
 MOST_LINES = 4096
 MOST_OF_A_KIND = 65535
-# A processor's modalias is the longest: five bytes for each of its features, below one page.
+# The patterns are compiled at their first use: listing nodes needs none. sysfs gives at most one page of text.
 _MODALIAS = r"[a-z][a-z0-9_]*:[!-~]{0,4080}"
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._+:,!@()&-]{0,63}"
-_LINE = re.compile(rf"({_MODALIAS}) (-|{_NAME})(?: module=({_NAME}))?( boot)?(?: count=([1-9][0-9]{{0,4}}))?")
+_LINE = rf"({_MODALIAS}) (-|{_NAME})(?: module=({_NAME}))?( boot)?(?: count=([1-9][0-9]{{0,4}}))?"
 
 # Classes that stage 1 is there for. What is in none of them is counted and not looked for.
 NETWORK, INFINIBAND, STORAGE, USB, VIRTIO, OTHER = "network", "infiniband", "storage", "usb", "virtio", "other"
 CARED = (NETWORK, INFINIBAND, STORAGE, USB, VIRTIO)
-_PCI = re.compile(
-    r"pci:v0000([0-9A-F]{4})d0000([0-9A-F]{4})sv[0-9A-F]{8}sd[0-9A-F]{8}bc([0-9A-F]{2})sc([0-9A-F]{2})i[0-9A-F]{2}"
-)
-_USB = re.compile(
-    r"usb:v([0-9A-F]{4})p([0-9A-F]{4})d.{4}dc..dsc..dp..ic([0-9A-F]{2})isc([0-9A-F]{2})ip([0-9A-F]{2})in.."
-)
-_VIRTIO = re.compile(r"virtio:d0000([0-9A-F]{4})v0000([0-9A-F]{4})")
+_PCI = r"pci:v0000([0-9A-F]{4})d0000([0-9A-F]{4})sv[0-9A-F]{8}sd[0-9A-F]{8}bc([0-9A-F]{2})sc([0-9A-F]{2})i[0-9A-F]{2}"
+_USB = r"usb:v([0-9A-F]{4})p([0-9A-F]{4})d.{4}dc..dsc..dp..ic([0-9A-F]{2})isc([0-9A-F]{2})ip([0-9A-F]{2})in.."
+_VIRTIO = r"virtio:d0000([0-9A-F]{4})v0000([0-9A-F]{4})"
 # Base class, or base class and subclass: the PCI code and ID assignment specification. 0280 ("other network
 # controller") is what wireless cards say: no node boots from one, so it is looked for only where a driver had it.
 _PCI_CLASSES = {
@@ -68,7 +64,7 @@ class Device:
     @property
     def is_network(self) -> bool:
         """Whether a network may be behind it: also the PCI side of a virtio NIC, and whatever was booted through."""
-        pci = _PCI.fullmatch(self.modalias)
+        pci = re.fullmatch(_PCI, self.modalias)
         return self.boot or class_of(self.modalias) in (NETWORK, INFINIBAND) or (
             class_of(self.modalias) == VIRTIO and pci is not None and pci[3] == "02"
         )  # fmt: skip
@@ -84,7 +80,7 @@ def parse_devices(body: bytes) -> tuple[Device, ...]:
         raise CapsulekitError(f"the list of devices has {len(lines)} lines, at most {MOST_LINES} are taken")
     counts: Counter[Device] = Counter()
     for number, line in enumerate(lines, 1):
-        found = _LINE.fullmatch(line)
+        found = re.fullmatch(_LINE, line)
         if found is None or (found[2] == "-" and found[3]):
             raise CapsulekitError(f"line {number} of the list of devices is not understood")
         kind = Device(found[1], "" if found[2] == "-" else found[2], found[3] or "", found[4] is not None)
@@ -102,22 +98,22 @@ def format_devices(devices: Iterable[Device]) -> str:
 
 def class_of(modalias: str) -> str:
     """One of CARED, or OTHER."""
-    if pci := _PCI.fullmatch(modalias):
+    if pci := re.fullmatch(_PCI, modalias):
         if pci[1] == "1AF4":
             return VIRTIO
         return _PCI_CLASSES.get(pci[3] + pci[4]) or _PCI_CLASSES.get(pci[3], OTHER)
-    if usb := _USB.fullmatch(modalias):
+    if usb := re.fullmatch(_USB, modalias):
         base, sub, protocol = usb[3], usb[4], usb[5]
         keys = (base + sub + protocol, base + sub, base)
         return next((_USB_CLASSES[key] for key in keys if key in _USB_CLASSES), OTHER)
-    if virtio := _VIRTIO.fullmatch(modalias):
+    if virtio := re.fullmatch(_VIRTIO, modalias):
         return _VIRTIO_CLASSES.get(virtio[1], OTHER)
     return _WHOLE.get(modalias, OTHER)
 
 
 def ids_of(modalias: str) -> str:
     """How an admin looks a device up: "15b3:1017" for PCI and USB, else the start of its modalias."""
-    found = _PCI.fullmatch(modalias) or _USB.fullmatch(modalias)
+    found = re.fullmatch(_PCI, modalias) or re.fullmatch(_USB, modalias)
     return f"{found[1]}:{found[2]}".lower() if found else modalias[:60]
 
 

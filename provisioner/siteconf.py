@@ -103,7 +103,7 @@ COMMENTS = {
     "stage1_kargs": "Kernel arguments while a node fetches its capsule.",
     "kargs": "Kernel arguments of the booted capsule, for every node.",
     "states": 'Provisionary states of this site\'s own beside init and ready, e.g. "boot".',
-    "mirrors": "Servers with copies of the public blobs: base URLs separated by spaces, below which blobs/SHA256 lies.\n"
+    "mirrors": "Servers with copies of the public blobs: base URLs separated by spaces, with blobs/SHA256 below.\n"
     "# Nodes ask them before this master and believe none of them: every byte is checked.",
     "order": "How nodes try mirrors and masters: shuffled (each node its own way) or listed.",
     "registry": "Path of the node registry, on a local disk; empty: registry.db in the state folder.",

@@ -54,9 +54,9 @@ def check(options: Options, image: Path | None, fleet: bool) -> None:
     from capsulekit.stage1 import check_stage1
 
     found = image or BUILT
-    if not found.exists():
-        said = f"there is no {found}" if image else "no stage 1 is named, and there is no folder stage1 here"
-        raise UsageError(said, hint="name the folder that `capsulekit stage1 build -o` wrote, or an image")
+    file = found / "stage1.img" if found.is_dir() else found
+    if not file.exists():
+        raise UsageError(f"there is no {file}", hint="name the folder that `stage1 build -o` wrote, or an image")
     if fleet:
         from importlib import import_module
 

@@ -21,13 +21,14 @@ def version() -> str:
 
 
 @contextmanager
-def layer_from_tar(out: Path, epoch: int, level: int) -> Iterator[IO[bytes]]:
+def layer_from_tar(out: Path, epoch: int, level: int, *, exported: bool = False) -> Iterator[IO[bytes]]:
     """A stream that takes a tar and makes the squashfs ``out`` of it.
 
     zstd of ``level``, 1 MiB blocks, all times ``epoch`` (seconds since 1970); the root folder is 0755 and root's.
+    ``exported`` adds the table that an NFS server needs; from a tar, mksquashfs leaves it out.
     Nothing is left at ``out`` when anything fails; a full disk is said as such.
     """
-    argv = _words(out, epoch, level)
+    argv = [*_words(out, epoch, level), *(["-exports"] if exported else [])]
     # SOURCE_DATE_EPOCH beside -mkfs-time is fatal to squashfs-tools 4.5, so the environment is made anew.
     env = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LC_ALL": "C.UTF-8", "TZ": "UTC", **CLOCK}
     log = out.with_suffix(".log")

@@ -178,7 +178,9 @@ def _make(
                 hybrid.scan(finished)
                 source: IO[bytes] = stack.enter_context(finished.open("rb"))
                 if not hybrid.empty:
-                    shared = stack.enter_context(layer_from_tar(out / HYBRID_LAYER, lock.epoch, recipe.level))
+                    shared = stack.enter_context(
+                        layer_from_tar(out / HYBRID_LAYER, lock.epoch, recipe.level, exported=True)
+                    )
             else:
                 source = stack.enter_context(
                     _streamed(lambda pipe: _customize(lock, installed / TAR, work, pipe, bool(stop_after)))

@@ -29,16 +29,17 @@ class Index:
     weak: dict[str, list[str]] = field(default_factory=dict)
     builtin: set[str] = field(default_factory=set)
     builtin_info: list[tuple[str, str, str]] = field(default_factory=list)  # module, key, value
-    # Fixed start, pattern, module; a start that is shorter than a bucket's is in every bucket's way.
-    aliases: dict[str, list[tuple[str, str, str]]] = field(default_factory=lambda: defaultdict(list))
+    # First characters → (pattern, module); a pattern whose fixed start is shorter lies under that.
+    aliases: dict[str, list[tuple[str, str]]] = field(default_factory=lambda: defaultdict(list))
 
     def by_alias(self, name: str) -> set[str]:
         """Every module with an alias that matches a whole name, which is spelled with "_"."""
         return {
             module
             for bucket in {name[:length] for length in range(BUCKET + 1)}
-            for start, pattern, module in self.aliases.get(bucket, ())
-            if name.startswith(start) and fnmatchcase(name, pattern)
+            for pattern, module in self.aliases.get(bucket, ())
+            # Comparing the fixed start first spares thousands of matches.
+            if name.startswith(WILD.split(pattern, maxsplit=1)[0]) and fnmatchcase(name, pattern)
         }
 
     def builtin_values(self, key: str) -> Iterator[tuple[str, str]]:
@@ -76,10 +77,11 @@ def read_index(folder: Path) -> Index:
 
 
 def _add_alias(index: Index, pattern: str, module: str) -> None:
-    # Nearly every pattern starts with fixed text: comparing that first spares thousands of matches.
     norm = spelled(pattern)
-    start = WILD.split(norm, maxsplit=1)[0]
-    index.aliases[start[:BUCKET]].append((start, norm, spelled(module)))
+    bucket = norm[:BUCKET]
+    if not bucket.isalnum() and (wild := WILD.search(bucket)):
+        bucket = bucket[: wild.start()]
+    index.aliases[bucket].append((norm, spelled(module)))
 
 
 def _builtin_info(path: Path) -> Iterator[tuple[str, str, str]]:

@@ -10,7 +10,7 @@ import fnmatch
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 
 from initramfs_builder.depmod import module_of, plain_name, spelled
@@ -92,6 +92,7 @@ class ModuleIndex:
     alias_pairs: set[tuple[str, str]] = field(default_factory=set)
     _aliases: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
     _lengths: tuple[int, ...] = ()
+    _firmware: dict[str, list[str]] = field(default_factory=dict)
 
     def fact(self, file: str) -> Fact | None:
         """The facts of a module's file, if it is in the image."""
@@ -129,7 +130,16 @@ class ModuleIndex:
         folders = (f"lib/firmware/{self.release}", "lib/firmware")
         if not is_glob(name):
             return any(self.image.file(f"{f}/{name}{suffix}") for f in folders for suffix in FIRMWARE_SUFFIXES)
-        return any(_is_firmware(self.image, folder, name) for folder in folders)
+        wanted = [name + suffix for suffix in FIRMWARE_SUFFIXES]
+        return any(fnmatch.filter(self._firmware_in(folder), one) for folder in folders for one in wanted)
+
+    def _firmware_in(self, folder: str) -> list[str]:
+        """Every file below a folder, named from there."""
+        if folder not in self._firmware:
+            real = self.image.resolve(folder)
+            found = self.image.below(folder) if real is not None else ()
+            self._firmware[folder] = [path[len(real or "") + 1 :] for path, _ in found if self.image.file(path)]
+        return self._firmware[folder]
 
     def add_alias(self, pattern: str, module: str) -> None:
         """Note that a module is wanted by every name that fits the pattern."""
@@ -189,14 +199,6 @@ def _lines(index: ModuleIndex, name: str) -> list[str]:
     return [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
 
 
-@cache
+@lru_cache(maxsize=1 << 16)
 def _regex(pattern: str) -> re.Pattern[str]:
     return re.compile(fnmatch.translate(pattern))
-
-
-def _is_firmware(image: Image, folder: str, name: str) -> bool:
-    real = image.resolve(folder)
-    if real is None:
-        return False
-    names = [path[len(real) + 1 :] for path, _ in image.below(folder) if image.file(path)]
-    return any(fnmatch.filter(names, name + suffix) for suffix in FIRMWARE_SUFFIXES)

@@ -37,3 +37,8 @@ class PartialError(CapsulekitError):
     """Tried on several, failed on some (each is named in the message); exit status 4."""
 
     exit_code = 4
+
+
+def printable(text: str) -> str:
+    """The text on one line and harmless to a terminal: names in a file from anywhere may hold any bytes."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)

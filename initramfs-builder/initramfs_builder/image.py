@@ -25,6 +25,7 @@ PROGRAM_MAX = 256 << 20
 TEXT_MAX = 16 << 20
 TEXTS_MAX = 128 << 20
 MODULE = re.compile(r"(?:usr/)?lib/modules/[^/]+/.*\.ko(?:\.xz|\.zst|\.gz)?")
+FIRMWARE = re.compile(r"(?:usr/)?lib/firmware/.*")  # for other processors, in any format
 KEPT = re.compile(r"(?:init|etc/.*|(?:usr/)?lib/capsulekit/.*|(?:usr/)?lib/modules/[^/]+/modules\.[^/]+)")
 # Texts that programs hold, each between two NULs, and a check compares: by the file's name.
 WORDS = (
@@ -184,8 +185,10 @@ def collect(members: Iterable[Member], name: str) -> Image:
 
 def _fact(member: Member, path: str) -> Fact:
     plain = Fact(member.mode, member.size, member.target, member.rdev)
-    if not plain.is_file or not member.size:
-        return plain if not plain.is_file else replace(plain, data=b"")
+    if not plain.is_file or FIRMWARE.fullmatch(path):
+        return plain
+    if not member.size:
+        return replace(plain, data=b"")
     if MODULE.fullmatch(path):
         return _module(plain, member, path)
     head = member.read(4)

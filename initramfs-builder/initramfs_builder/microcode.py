@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import fnmatch
 import struct
-import sys
-from array import array
 from collections.abc import Iterable, Iterator, Sequence
 
 from initramfs_builder import cpio
@@ -63,11 +61,18 @@ def _files(trees: Iterable[Tree], folder: str, pattern: str, wanted: Patterns) -
 
 
 def _sum(update: bytes) -> int:
-    """The sum of its 32-bit words, modulo 2^32; 0 when it is whole."""
-    words = array("I", update)
-    if sys.byteorder == "big":
-        words.byteswap()
-    return sum(words) & 0xFFFFFFFF
+    """The sum of its 32-bit words, modulo 2^32; 0 when it is whole.
+
+    Megabytes, so one large number is folded in half again and again: each word in 64 bits of it, with room to carry.
+    """
+    lanes = -(-len(update) // 8)
+    number = int.from_bytes(update, "little")
+    low = int.from_bytes(b"\xff\xff\xff\xff\0\0\0\0" * lanes, "little")
+    number = (number & low) + (number >> 32 & low)
+    while lanes > 1:
+        lanes = -(-lanes // 2)
+        number = (number & (1 << 64 * lanes) - 1) + (number >> 64 * lanes)
+    return number & 0xFFFFFFFF
 
 
 def _amd(found: Found) -> bytes:

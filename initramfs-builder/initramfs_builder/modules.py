@@ -60,6 +60,7 @@ class ModuleTree:
         if not is_plain(self.folder / "modules.dep"):
             raise CapsulekitError(f"{self.folder} has no modules.dep", hint=f"run: depmod -b {root} {release}")
         self.index: Index = read_index(self.folder)
+        self._hosts: dict[str, Path | None] = {}
         self._by_plain_name = {plain_name(file): file for file in self.index.deps}
 
     def closure(self, names: Iterable[str]) -> tuple[str, ...]:
@@ -178,8 +179,10 @@ class ModuleTree:
 
     def _host(self, file: str) -> Path | None:
         """Where a file that modules.dep names lies, or None."""
-        found = self.tree.resolve(f"usr/lib/modules/{self.release}/{file}")
-        return found.host if found is not None and found.host.is_file() else None
+        if file not in self._hosts:
+            found = self.tree.resolve(f"usr/lib/modules/{self.release}/{file}")
+            self._hosts[file] = found.host if found is not None and found.host.is_file() else None
+        return self._hosts[file]
 
     def _must(self, file: str) -> Path:
         host = self._host(file)

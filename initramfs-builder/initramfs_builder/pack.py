@@ -73,7 +73,7 @@ def pack(out: BinaryIO, archive: Archive, packing: Packing) -> Report:
     known = {*compressed, *(folder for path in compressed for folder in cpio.parents(path))}
     stored = [entry for entry in entries if entry.path in known]
     rest = [entry for entry in entries if entry.path not in known]
-    counted = Digested(out)
+    counted = _Counted(out)
     count = unpacked = 0
     try:
         for part in (cpio.with_parents(packing.early), stored):
@@ -89,6 +89,18 @@ def pack(out: BinaryIO, archive: Archive, packing: Packing) -> Report:
         where = f" ({error.filename})" if error.filename else ""
         raise CapsulekitError(f"could not write the initramfs: {error.strerror}{where}") from error
     return Report(count + len(rest), unpacked, counted.size)
+
+
+class _Counted:
+    """Counts the bytes on their way out."""
+
+    def __init__(self, out: Sink) -> None:
+        self.out, self.size = out, 0
+
+    def write(self, data: bytes, /) -> int:
+        self.out.write(data)
+        self.size += len(data)
+        return len(data)
 
 
 def check_level(level: int) -> None:

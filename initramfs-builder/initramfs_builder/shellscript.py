@@ -239,6 +239,7 @@ class _Parser(Words):
         name = self.word().text({})
         if name is None or not NAME.fullmatch(name):
             raise self.error("for needs the name of a variable")
+        self.script.assignments.append((name, Word((None,))))  # one value after the other
         self.newlines()
         if self.reserved() == "in":
             self.at += 2

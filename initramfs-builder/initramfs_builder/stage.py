@@ -24,6 +24,7 @@ NEEDS = "# needs:"
 # The kernel calls these by their full path in /sbin (CONFIG_MODPROBE_PATH), not through PATH.
 ALSO_IN_SBIN = frozenset({"modprobe"})
 AGENT = "agent/"
+APPLETS_SIZE = 16 << 10  # of the names of all applets there are
 # What kmod's modprobe is linked with, or loads, tells which modules it unpacks.
 UNPACKERS = (("libzstd.so", ".zst"), ("liblzma.so", ".xz"), ("libz.so", ".gz"))
 
@@ -87,9 +88,16 @@ def add_applets(archive: Archive, tree: Tree, binaries: Iterable[str], applets: 
 def known_applets(busybox: Found, names: Iterable[str]) -> frozenset[str]:
     """Which of the names a busybox has as applets."""
     # The names lie in the program one after another, each ended by NUL: busybox may be of another machine's kind and
-    # cannot be asked by running it.
-    known = set(busybox.host.read_bytes().split(b"\0"))
-    return frozenset(name for name in names if name.encode() in known)
+    # cannot be asked by running it. Once one is found the others are looked for beside it first.
+    data, table, known = busybox.host.read_bytes(), b"", set()
+    for name in names:
+        word = b"\0" + name.encode() + b"\0"
+        at = 0 if word in table else data.find(word)
+        if at < 0:
+            continue
+        known.add(name)
+        table = table or data[max(at - APPLETS_SIZE, 0) : at + APPLETS_SIZE]
+    return frozenset(known)
 
 
 def add_paths(archive: Archive, tree: Tree, patterns: Patterns) -> None:

@@ -15,7 +15,7 @@ from typing import BinaryIO
 import zstandard
 
 from initramfs_builder.cpio import ALIGNMENT, CHUNK
-from initramfs_builder.errors import TrustError
+from initramfs_builder.errors import TrustError, printable
 
 WINDOW_MAX = 128 << 20
 PIECE = 1 << 16
@@ -85,6 +85,7 @@ class Stream:
         where = f"at byte {self.offset if at is None else at}"
         if self.kind != "plain":
             where += f" of a {self.kind} stream"
+        what = printable(what)
         return TrustError(f"{self.name} is a damaged image: {what} ({where})", hint="build or fetch it again")
 
     def _more(self) -> bytes:
@@ -129,11 +130,6 @@ class Packed(Stream):
                     hint="pack the image with zstd, gzip or xz",
                 )
         raise source.damaged(f"neither an archive nor a compressed stream, but {head.hex()}")
-
-    def finish(self) -> None:
-        """Take what is left of the stream, which must be nothing but its own end."""
-        if self.peek(1):
-            raise self.damaged("rubbish after an archive")
 
     def broken(self, why: object) -> TrustError:
         """The error of a stream that cannot be unpacked."""

@@ -24,7 +24,8 @@ from initramfs_builder.streams import Packed, Plain, Stream
 MAGIC = b"070701"
 # More than any node could unpack: a few bytes of a compressed stream can claim to be endless.
 UNPACKED_MAX = 16 << 30
-ENTRIES_MAX = 1_000_000
+ENTRIES_MAX = 250_000
+NAMES_MAX = 64 << 20
 HEX = frozenset(b"0123456789abcdefABCDEF")
 KINDS = frozenset((stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFIFO, stat.S_IFSOCK))
 
@@ -99,6 +100,7 @@ class _Image:
         self.archive = 0
         self.entries = 0
         self.unpacked = 0
+        self.names = 0
 
     def members(self) -> Iterator[Member]:
         while head := self.plain.peek(8):
@@ -107,9 +109,7 @@ class _Image:
             elif head[:1] == b"0" and self.plain.offset % ALIGNMENT == 0:
                 yield from self._archive(self.plain)
             else:
-                packed = Packed.begin(self.plain)
-                yield from self._compressed(packed)
-                packed.finish()
+                yield from self._compressed(Packed.begin(self.plain))
             self.part += 1 if head[:1] != b"\0" else 0
         if not self.entries:
             raise TrustError(f"{self.plain.name} is not an initramfs image: it holds no entry")
@@ -132,8 +132,10 @@ class _Image:
                 return
             self.entries += 1
             self.unpacked += member.size + HEADER_SIZE
-            if self.entries > ENTRIES_MAX or self.unpacked > UNPACKED_MAX:
-                raise stream.damaged(f"more than {ENTRIES_MAX} entries or {UNPACKED_MAX >> 30} GiB")
+            self.names += len(member.path) + len(member.target or "")
+            if self.entries > ENTRIES_MAX or self.unpacked > UNPACKED_MAX or self.names > NAMES_MAX:
+                limits = f"{ENTRIES_MAX} entries, {UNPACKED_MAX >> 30} GiB or {NAMES_MAX >> 20} MiB of names"
+                raise stream.damaged(f"more than {limits}")
             yield member
             member.close()
             stream.align()

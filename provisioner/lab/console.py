@@ -16,6 +16,25 @@ class ConsoleTimeout(CapsulekitError):
     """What was waited for did not show up; the message ends with the console's last lines."""
 
 
+def _connect(path: Path) -> socket.socket:
+    """QEMU's socket is in the file system a moment before it listens."""
+    deadline = time.monotonic() + 10
+    while True:
+        made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            made.connect(str(path))
+        except ConnectionRefusedError:
+            made.close()
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
+        except OSError:
+            made.close()
+            raise
+        else:
+            return made
+
+
 class Console:
     """Talks to the Unix socket of QEMU's serial port; every byte also goes to ``log``.
 
@@ -23,8 +42,7 @@ class Console:
     """
 
     def __init__(self, path: Path, log: Path) -> None:
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._socket.connect(str(path))
+        self._socket = _connect(path)
         self._log = log
         self._text = ""
         self._at = 0

@@ -145,6 +145,8 @@ class Node:
         self._process = self._spawn(qemu_argv(self.machine, self.folder), self.folder / "qemu.log")
         self._wait_for(self.folder / "serial")
         self._console = Console(self.folder / "serial", self.folder / "console.log")
+        # QEMU goes on only now, and makes this one.
+        self._wait_for(self.folder / "qmp")
 
     def reset(self) -> None:
         """Press the reset button: the firmware starts again."""

@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from capsulekit.files import sha256_bytes
 from provisioner.devices import Device, format_devices
 from provisioner.registry.db import Database
 
@@ -28,6 +27,9 @@ class Devices:
 
     def record_devices(self, mac: str, devices: Sequence[Device], *, now: float | None = None) -> bool:
         """Replace what is known of a node's devices, whole; False: unknown node. Times are epoch seconds."""
+        # Late: a command that lists nodes needs no digests.
+        from capsulekit.files import sha256_bytes
+
         now = time.time() if now is None else now
         digest = sha256_bytes(format_devices(devices).encode("ascii"))
         with self.db.write() as con:

@@ -60,7 +60,7 @@ def layers(root: Path) -> tuple[Path, Path, Ledger]:
     with (
         (work / "root.tar").open("rb") as source,
         layer_from_tar(local, EPOCH, 3) as sink,
-        layer_from_tar(shared, EPOCH, 3) as other,
+        layer_from_tar(shared, EPOCH, 3, exported=True) as other,
     ):
         ledger = Normaliser(EPOCH, hybrid=hybrid).stream(source, sink, other)
     return local, shared, ledger

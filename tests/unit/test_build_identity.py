@@ -310,6 +310,7 @@ class Kept:
                     (folder / file).write_text(cache._identify(name, steps[name])[1])
                 (folder / "release").write_text("6.1")
                 (folder / "unpacked").write_text("1")
+                (folder / initrd.REMARKS).write_text("")
                 (folder / "facts.json").write_text(json.dumps(vars(inputs.facts)))
 
             made[name] = self.cache.step(name, {**steps[name], "facts": vars(inputs.facts)}, make)

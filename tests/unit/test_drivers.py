@@ -134,7 +134,7 @@ def test_thousands_of_devices_are_answered_in_a_moment() -> None:
     known = entries()
     add_alias(known, *(f"alias pci:v{n:08X}d*sv*sd*bc*sc*i* net" for n in range(20_000)))
     image = image_of(known.values())
-    began = time.monotonic()
+    began = time.process_time()
     found = covers(image, [f"pci:v{n % 30_000:08X}d{n:08X}sv0sd0bc02sc00i00" for n in range(10_000)])
-    assert time.monotonic() - began < 10
+    assert time.process_time() - began < 10
     assert sum(one.driven for one in found) == 10_000

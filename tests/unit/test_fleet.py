@@ -278,4 +278,4 @@ def test_the_command_says_when_there_is_no_site_or_no_image(
     empty = tmp_path / "empty"
     empty.mkdir()
     status, _, err = check(paths, capsys, str(empty))
-    assert (status, "stage1.img" in err) == (1, True)
+    assert (status, "stage1.img" in err) == (2, True)

@@ -244,6 +244,13 @@ def test_a_few_bytes_that_unpack_to_much_cost_little_memory(kind: str, tmp_path:
     assert int(grew.split()[1]) < 64  # MB; the entry says it has 4096
 
 
+@pytest.mark.parametrize("limit", ["ENTRIES_MAX", "NAMES_MAX", "UNPACKED_MAX"])
+def test_an_image_that_no_node_could_hold_is_refused(limit: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(f"initramfs_builder.unpack.{limit}", 4)
+    with pytest.raises(TrustError, match="more than "):
+        paths(archive())
+
+
 def test_a_file_that_is_not_there_is_an_error_of_the_system(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         list(read_image(tmp_path / "nothing"))

@@ -230,3 +230,13 @@ def test_who_may_not_is_told_to_try_it_as_root(
     monkeypatch.setattr("os.geteuid", lambda: 1000)
     assert main(["node", "list"]) == 1
     assert capsys.readouterr().err == "ERROR: Permission denied: /x\n       try it as root\n"
+
+
+def test_a_command_of_a_group_may_lie_in_a_file_called_after_it_in_either_package() -> None:
+    shown = program("stage1", "--help").stdout
+    assert {line.split()[0] for line in shown.partition("Commands:\n")[2].splitlines()} >= {"build", "check", "iso"}
+    assert "Write an image" in program("stage1", "iso", "--help").stdout
+    assert "stage1-iso" not in program("--help").stdout
+    assert "import" in program("vnfs", "--help").stdout
+    for words in (("stage1-iso",), ("stage1", "nothing"), ("stage1", "iso-x")):
+        assert program(*words).returncode == 2

@@ -16,6 +16,7 @@ GET = """
 sources() { printf 'master here %s\\n' "$2"; }
 get() {
     [ ! -e "$RUN/down" ] || { echo 'curl: (7) refused' >&2; return 7; }
+    shift
     get_from=0
     [ "${2:-}" != --range ] || get_from=${3%-}
     printf '%s %s\\n' "$1" "$get_from" >>"$RUN/got"

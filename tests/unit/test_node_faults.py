@@ -290,8 +290,8 @@ FAULTS = [
     Fault("plan: names no layer", "plan: names no layer", CHECK, plan(layer=None)),
     Fault("plan: $plan_path has no 'file' line", "plan: boot/vmlinuz has no 'file' line", CHECK, plan(vmlinuz=None)),
     Fault("not enough memory: $mem_text",
-          "not enough memory: needs 601 MB (boot files 1 MB and layers 200 MB, held three times around kexec), "
-          "has 403 MB available of 480 MB", "mem_check 0",
+          "not enough memory: needs 703 MB (boot files 1 MB and layers 200 MB, held three times around kexec, and the "
+          "new kernel), has 403 MB available of 480 MB", "mem_check 0",
           plan(rootfs=f"file layers/rootfs.squashfs {DIGEST['d']} 209715200 public")),
     # fetching
     Fault("$2: no longer on the master (404): the capsule was replaced or removed",

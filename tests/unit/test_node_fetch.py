@@ -212,8 +212,8 @@ def test_the_session_key_is_sent_to_masters_only(net: Net) -> None:
     (net.node.run / "session.curl").write_text('header = "Authorization: Bearer key"\n')
     log = net.node.run / "asked"
     fake = f'curl() {{ printf "%s\\n" "$*" >>"{log}"; }}; '
-    for url in ("http://m/blobs/x", "https://m/blobs/x", "https://m/v1/blobs/x"):
-        net.node.out(f"{fake}get {url}")
+    for what in ("public http://m/blobs/x", "public https://m/v1/blobs/x", "private https://m/v1/blobs/x"):
+        net.node.out(f"{fake}get {what}")
     plain, mirror, master = log.read_text().splitlines()
     assert "session.curl" not in plain + mirror
     assert "-K" in master and "--cacert" in master and "--insecure" not in master
@@ -272,7 +272,7 @@ def test_many_small_files_come_over_one_connection_and_a_wrong_one_is_fetched_ag
     # The plain server stands in for TLS, which the tests of the whole client use.
     plain = (
         'curls=0; tls() { echo one >>"$RUN/curls"; curl -q -sS "$@"; }; '
-        f'get() {{ curl -q -sS -f "$1"; }}; {PATIENT}prefetch script; '
+        f'get() {{ curl -q -sS -f "$2"; }}; {PATIENT}prefetch script; '
     )
     (net.node.run / "wanted").write_text("\n".join(lines) + "\n")
     spoil = "printf 'script X\\n' >\"$RUN/s/3.part\"; "

@@ -84,6 +84,17 @@ def test_the_road_hands_the_chosen_interface_on(node: Node) -> None:
     assert steps[-3:] == ["make_node_layer", "load_kernel", "hand_off"]
 
 
+def test_what_an_earlier_attempt_fetched_counts_as_memory_that_is_there(node: Node, tmp_path: Path) -> None:
+    (node.run / "plan").write_text(a_plan())
+    node.out(f"{init()}memory_step")
+    assert "has 403 MB" in (node.run / "detail").read_text()
+    (tmp_path / "capsule/boot").mkdir(parents=True)
+    with (tmp_path / "capsule/boot/vmlinuz").open("wb") as kernel:
+        kernel.truncate(14 << 20)
+    node.out(f"{init()}memory_step")
+    assert "has 417 MB" in (node.run / "detail").read_text()
+
+
 # --- the clock
 
 
@@ -142,6 +153,11 @@ def test_keys_of_a_console_do_nothing_unless_the_site_opens_it(node: Node, kerne
     node.out("lock_consoles")
     assert (kernel / "sysrq").read_text() == sysrq
     assert (kernel / "ctrl-alt-del").read_text() == "0\n"
+
+
+def test_a_kernel_without_sysrq_boots_too(node: Node) -> None:
+    node.out("lock_consoles")
+    assert not (node.proc / "sys/kernel/sysrq").exists()
 
 
 def test_there_is_one_place_that_starts_a_shell() -> None:
@@ -204,6 +220,12 @@ def test_the_older_kexec_call_is_used_only_where_the_newer_one_is_unknown(node: 
     for why in ("Key was rejected by service", "Cannot allocate memory", "Operation not permitted"):
         assert loads(node, "-c", "x86_64", why) == ["-s"]
     assert loads(node, "-c", "i686", "") == ["-c"]
+
+
+def test_a_kexec_that_was_killed_is_said_to_lack_memory(node: Node) -> None:
+    (node.run / "plan").write_text(a_plan())
+    script = "uname() { echo x86_64; }; kexec() { sh -c 'kill -9 $$'; }; load_kernel"
+    assert node.reason(script) == "kexec_file_load refuses the capsule's kernel: killed: out of memory"
 
 
 def test_the_command_line_holds_no_secret_and_a_hybrids_gets_the_address(node: Node) -> None:

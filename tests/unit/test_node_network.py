@@ -247,4 +247,7 @@ def test_a_lease_is_applied_and_a_renewal_of_the_same_address_leaves_it_alone(no
 def test_a_lease_without_router_and_names_is_enough(node: Node, tmp_path: Path) -> None:
     assert dhcp(node, "bound", interface="eth0", ip="10.0.0.9").splitlines()[1:] == ["addr add 10.0.0.9/24 dev eth0"]
     assert (tmp_path / "resolv.conf").read_text() == ""
+    assert (node.run / "lease").exists()
+    # A lease that ran out takes the address with it.
     assert dhcp(node, "deconfig", interface="eth0") == "addr flush dev eth0\n"
+    assert not (node.run / "lease").exists()

@@ -158,17 +158,17 @@ def test_memory_is_checked_with_the_numbers_said(node: Node) -> None:
     big = f"file layers/rootfs.squashfs {DIGEST['d']} 209715200 public"
     assert check(node, a_plan(rootfs=big)) == ""
     assert node.reason("mem_check 0") == (
-        "not enough memory: needs 601 MB (boot files 1 MB and layers 200 MB, held three times around kexec), "
-        "has 403 MB available of 480 MB"
+        "not enough memory: needs 703 MB (boot files 1 MB and layers 200 MB, held three times around kexec, and the "
+        "new kernel), has 403 MB available of 480 MB"
     )
-    node.out("mem_check 209715200")  # what an earlier attempt fetched is held already
-    assert "has 603 MB" in (node.run / "detail").read_text()
+    node.out("mem_check 314572800")  # what an earlier attempt fetched is held already
+    assert "has 703 MB" in (node.run / "detail").read_text()
 
 
-def test_after_the_jump_two_copies_of_the_layers_and_64_mb_are_needed(node: Node) -> None:
+def test_all_files_count_three_times_and_the_new_kernel_is_unpacked_beside_them(node: Node) -> None:
     mb = 1 << 20
-    assert node.out(f"mem_needed {10 * mb} {10 * mb}") == f"{84 * mb}\n"
-    assert node.out(f"mem_needed {10 * mb} {100 * mb}") == f"{330 * mb}\n"
+    assert node.out("mem_needed 0 0") == f"{(3 * 10 + 72) * mb}\n"
+    assert node.out(f"mem_needed {10 * mb} {100 * mb}") == f"{(3 * 120 + 72) * mb}\n"
 
 
 # --- the initrd

@@ -100,6 +100,7 @@ def test_stage1_holds_programs_libraries_modules_devices_and_shell(kernel: Path,
         ("arch", "amd64"),
         ("release", RELEASE),
         ("profile", "test"),
+        ("commands", ["busybox", "curl", "modprobe", "mount", "sh", "tar"]),
         ("modules", ["loop"]),
         ("firmware_missing", [{"module": "loop", "firmware": "none.bin"}]),
     ]
@@ -223,6 +224,22 @@ def test_files_may_be_globs_with_exceptions(kernel: Path, shell: Path, tmp_path:
     for nothing in ("usr/none/*", "usr/share/*.none"):
         with pytest.raises(CapsulekitError, match="finds nothing in"):
             taken(nothing)
+
+
+def test_with_kmods_modprobe_modules_stay_compressed_and_outside_of_the_frames(kernel: Path, shell: Path) -> None:
+    plain, _ = assembled(kernel, shell)
+    assert len(archives(plain)) == 1
+    config = replace(CONFIG, binaries=(*CONFIG.binaries, "sbin/modprobe"), applets=("sh", "mount", "tar"))
+    image, _ = assembled(kernel, shell, config)
+    stored, rest = archives(image)
+    base = f"usr/lib/modules/{RELEASE}"
+    assert f"{base}/kernel/drivers/block/loop.ko.zst\0".encode() in stored
+    assert image.startswith(stored)
+    files = listed(image)
+    assert files["usr/sbin/modprobe"].startswith("l")
+    assert f"{base}/kernel/drivers/block/loop.ko" not in files
+    assert {f"{base}/modules.{name}.bin" for name in ("dep", "alias", "symbols", "builtin")} <= set(files)
+    assert b"kernel/drivers/block/loop.ko.zst:\n" in rest
 
 
 def test_microcode_comes_first_and_uncompressed(kernel: Path, shell: Path) -> None:

@@ -124,6 +124,10 @@ MISSING: dict[str, tuple[Change, list[str]]] = {
         edit(PARTS, "}", "fi"),
         [f"init needs {PARTS}: {PARTS}, line 6: }} is missing", "init needs part: not in the image"],
     ),
+    "a command in quotes that is not shell": (
+        edit(PARTS, "    cat", "    trap 'if' EXIT; cat"),
+        [f"init needs {PARTS}: a command in quotes, line 1: a command is missing"],
+    ),
     "a part whose name only running would tell": (
         edit("init", '"$LIB/parts.sh"', '"$1"'),
         ["init needs part: not in the image", "init: line 4 sources what only running it would tell"],
@@ -464,16 +468,25 @@ def test_a_damaged_image_ends_with_3_and_a_wrong_name_with_2(good: Path, monkeyp
     assert cli("stage1", "check", good / "nothing").status == 2
     monkeypatch.chdir("/")
     done = cli("stage1", "check")
-    assert done.status == 2 and "no folder stage1 here" in done.err
+    assert done.status == 2 and "there is no stage1" in done.err
     image.unlink()
     done = cli("stage1", "check", good)
-    assert done.status == 1 and "No such file" in done.err
+    assert done.status == 2 and f"there is no {image}" in done.err
 
 
 def test_a_library_that_nobody_loads_is_checked_by_itself() -> None:
     known = entries()
     put(f"{LIB}/plugin.so", library("plugin.so", "libthree.so.3"))(known)
     assert problems(known) == [f"{LIB}/plugin.so needs libthree.so.3: {NOT_HERE}"]
+
+
+def test_names_of_any_bytes_are_said_on_one_line_and_harmless_to_a_terminal(good: Path) -> None:
+    known = entries()
+    link("usr/lib/a\nb\x1b[2J\udcff", "x\ty")(known)
+    (good / "stage1.img").write_bytes(packed(known.values()))
+    said = "usr/lib/a\\nb\\x1b[2J\\udcff needs x\\ty: not in the image"
+    assert cli("stage1", "check", good).err.splitlines()[1] == f"  {said}"
+    assert json.loads(cli("--json", "stage1", "check", good).out)["problems"][0]["text"] == said
 
 
 def test_dependencies_are_said_from_the_top() -> None:

@@ -164,8 +164,8 @@ def test_the_card_is_named_before_it_is_up_and_has_its_address_and_route(stage2:
         "ip link set dev eth0 name ens3",
         "ip link set dev lo up",
         "ip link set dev ens3 up",
-        "ip addr add 10.0.0.5/24 dev ens3",
-        "ip route add default via 10.0.0.1 dev ens3",
+        "ip addr replace 10.0.0.5/24 dev ens3",
+        "ip route replace default via 10.0.0.1 dev ens3",
     ]
     assert f"ens3 ({MAC}) is up with 10.0.0.5/24" in stage2.said
 

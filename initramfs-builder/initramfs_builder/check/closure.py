@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,7 @@ class Verdict:
     @property
     def record(self) -> dict[str, Any]:
         """For programs: the image, whether it is ``ok``, how much was looked at, and every problem with its chain."""
-        problems = [{**asdict(problem), "text": problem.text} for problem in self.problems]
+        problems = [problem.record for problem in self.problems]
         return {"image": self.image.name, "ok": not problems, "looked_at": self.counts, "problems": problems}
 
     @property

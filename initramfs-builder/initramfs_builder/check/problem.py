@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
+
+from initramfs_builder.errors import printable
 
 
 @dataclass(frozen=True, order=True)
@@ -20,4 +23,10 @@ class Problem:
     def text(self) -> str:
         """One line: "usr/bin/curl needs libcurl.so.4, which needs libnghttp2.so.14: not in the image"."""
         first, *rest = self.chain
-        return first + ", which".join(f" needs {one}" for one in rest) + f": {self.what}"
+        return printable(first + ", which".join(f" needs {one}" for one in rest) + f": {self.what}")
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The same for programs."""
+        chain = [printable(one) for one in self.chain]
+        return {"kind": self.kind, "chain": chain, "what": printable(self.what), "text": self.text}

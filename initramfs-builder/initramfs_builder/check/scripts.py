@@ -34,6 +34,8 @@ RUNNERS = {
     "command": ("", 0), "cttyhack": ("", 0), "env": ("uCS", 0), "exec": ("", 0), "ionice": ("cnp", 0), "nice": ("n", 0),
     "nohup": ("", 0), "setsid": ("", 0), "time": ("fo", 0), "timeout": ("ks", 1), "xargs": ("adEILnPs", 0),
 }  # fmt: skip
+# Commands that give variables a value → whether also without a "=".
+GIVERS = {"export": False, "getopts": True, "local": False, "read": True, "readonly": False, "unset": True}
 ARGUMENTS = (Word(("", Variable("@"))), Word((Variable("@"),)))
 
 
@@ -194,11 +196,13 @@ def _program(image: Image, program: Program) -> Iterator[Problem]:
                 yield Problem("script", chain, f"line {command.line} sources what only running it would tell")
             elif image.file(name) is None:
                 yield Problem("script", (*chain, name))
+        try:
+            ran = [name for command, name in externals(program, path) if _runs(image, command, program.values)]
+        except ShellError as error:
+            yield Problem("script", chain, error.message)
+            continue
         tried = stated(fact.text, TRIES)
-        for command, name in externals(program, path):
-            if name not in tried and _runs(image, command, program.values) and (what := find_command(image, name)):
-                yield Problem("command", (*chain, name), what)
-        for name in stated(fact.text):
+        for name in dict.fromkeys((*(name for name in ran if name not in tried), *stated(fact.text))):
             if what := find_command(image, name):
                 yield Problem("command", (*chain, name), what)
         for name in _named_files(image, script, program.values):
@@ -212,6 +216,12 @@ def _values(program: Program) -> dict[str, str]:
     for script in program.scripts.values():
         for name, word in script.assignments:
             given.setdefault(name, set()).add(word.text({}))
+        for command in script.commands:
+            first, *rest = (word.text({}) for word in command.words)
+            for text in rest if first in GIVERS else ():
+                name, equals, value = (text or "").partition("=")
+                if equals or GIVERS[first or ""]:
+                    given.setdefault(name, set()).add(value if equals else None)
     return {name: value for name, (value, *more) in given.items() if value is not None and not more}
 
 
@@ -248,8 +258,9 @@ def _names(words: tuple[Word, ...], values: Mapping[str, str], inner: Mapping[st
     """The commands that a simple command runs: its first word, and those that it is told to run."""
     texts = [word.text(values) for word in words]
     name, rest = texts[0], list[str | None]()
-    if name is None:
+    if name is None or not name.split():
         return
+    name = name.split()[0]  # a variable outside quotes may hold a command with its options
     yield name
     if name == "find":
         places = [at for at, text in enumerate(texts) if text in ("-exec", "-execdir", "-ok", "-okdir")]

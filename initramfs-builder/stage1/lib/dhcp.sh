@@ -1,6 +1,6 @@
 #!/bin/sh
 # Called by udhcpc with the event as argument and the lease in the environment (it documents these names).
-# needs: ip mv
+# needs: ip mv rm
 set -eu
 
 RUN=${CK_RUN:-/run/ck}
@@ -32,5 +32,8 @@ case ${1:-} in
         [ ! -s "$RUN/lease" ] || read -r lease <"$RUN/lease"
         [ "$lease" = "$ip" ] || bound
         ;;
-    deconfig) ip addr flush dev "$interface" ;;
+    deconfig) # at the start, and when a lease ran out: the next attempt must not take the address for its own
+        ip addr flush dev "$interface"
+        rm -f "$RUN/lease"
+        ;;
 esac

@@ -5,30 +5,31 @@
 
 FETCH_ROUNDS=5 # rounds over all sources without one new byte, until it is a failure
 
-get() { # URL CURL-OPTION...: bytes to stdout; the session goes only to a master's https
-    get_url=$1
-    shift
+get() { # public|private|script URL CURL-OPTION...: bytes to stdout
+    get_kind=$1 get_url=$2
+    shift 2
     # A redirect is an error (the limit works only with -L): its page would be taken for the file's first bytes.
     set -- -q -sS -f -L --max-redirs 0 --noproxy '*' --connect-timeout 10 --speed-limit 1000 --speed-time 20 "$@"
-    case $get_url in
-        https://*/v1/*) curl "$@" --proto =https --tlsv1.2 --cacert "$SITE/ca.pem" -K "$SESSION" "$get_url" </dev/null ;;
+    case $get_kind:$get_url in
         # A mirror's certificate proves nothing to us: its bytes are public, and count only by their digest.
-        https://*) curl "$@" --proto =https --insecure "$get_url" </dev/null ;;
-        *) curl "$@" --proto =http "$get_url" </dev/null ;;
+        public:https://*) curl "$@" --proto =https --insecure "$get_url" </dev/null ;;
+        public:*) curl "$@" --proto =http "$get_url" </dev/null ;;
+        # By the kind, not by the URL: what a mirror's looks like must not decide who is sent the session key.
+        *) curl "$@" --proto =https --tlsv1.2 --cacert "$SITE/ca.pem" -K "$SESSION" "$get_url" </dev/null ;;
     esac
 }
 
-append_once() { # FILE SIZE URL START: grow what FILE has behind START towards SIZE bytes; may be cut at any place
+append_once() { # FILE SIZE URL START KIND: grow what FILE has behind START towards SIZE bytes; may be cut at any place
     append_have=$(($(file_size "$1") - $4))
     # A file size limit, in blocks of 512: a server that sends without end must not fill the memory.
     append_limit=$((($4 + $2 + 511) / 512))
     : >"$RUN/curl.err"
     if [ "$append_have" -eq 0 ]; then
-        (ulimit -f "$append_limit" && get "$3" >>"$1" 2>"$RUN/curl.err") || :
+        (ulimit -f "$append_limit" && get "$5" "$3" >>"$1" 2>"$RUN/curl.err") || :
         return
     fi
     : >"$RUN/headers"
-    (ulimit -f "$append_limit" && get "$3" --range "$append_have-" -D "$RUN/headers" >>"$1" 2>"$RUN/curl.err") || :
+    (ulimit -f "$append_limit" && get "$5" "$3" --range "$append_have-" -D "$RUN/headers" >>"$1" 2>"$RUN/curl.err") || :
     # Another answer than "here is that part": none of its bytes belongs here. None at all: keep what is there.
     if grep -q '^HTTP/' "$RUN/headers" && ! grep -q '^HTTP/[0-9.]* 206' "$RUN/headers"; then
         truncate -s "$(($4 + append_have))" "$1"
@@ -46,7 +47,7 @@ fill() { # FILE NAME DIGEST SIZE KIND START: ask the sources until SIZE bytes li
         fill_gone=yes
         while read -r fill_what fill_base fill_url <&4; do
             fill_old=$(file_size "$1")
-            append_once "$1" "$4" "$fill_url" "$6"
+            append_once "$1" "$4" "$fill_url" "$6" "$5"
             [ "$(file_size "$1")" -eq "$fill_old" ] || printf '%s %s\n' "$fill_what" "$fill_base" >>"$RUN/involved"
             fill_have=$(($(file_size "$1") - $6))
             [ "$fill_have" -ne "$4" ] || return 0
@@ -64,6 +65,8 @@ fill_blame() { # FILE NAME DIGEST SIZE KIND START: this source did not bring it 
     if [ "$fill_have" -gt "$4" ]; then
         truncate -s "$6" "$1"
         fill_why="longer than $4 bytes"
+    elif not_found; then
+        fill_why="not there (404)"
     else
         fill_why="truncated: $fill_have of $4 bytes ($(curl_why))"
     fi

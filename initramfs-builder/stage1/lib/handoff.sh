@@ -11,9 +11,13 @@ console_open() { # whether the site lets a console have a shell
 }
 
 lock_consoles() { # no key of a console does more than reading: sysrq could end or dump everything
-    console_open || printf '0\n' >"$PROC/sys/kernel/sysrq"
+    console_open || kernel_zero sysrq
     # 0: Ctrl-Alt-Del is a signal to this script, which the kernel withholds from a PID 1 that does not want it.
-    printf '0\n' >"$PROC/sys/kernel/ctrl-alt-del"
+    kernel_zero ctrl-alt-del
+}
+
+kernel_zero() { # NAME of a file in /proc/sys/kernel; a kernel without the feature has no such file
+    [ ! -e "$PROC/sys/kernel/$1" ] || printf '0\n' >"$PROC/sys/kernel/$1"
 }
 
 kernel_arguments() { # no ticket, no key: anybody can read them
@@ -44,7 +48,11 @@ load_kernel() {
 }
 
 kexec_load_with() { # -s|-c
-    kexec "$1" -l "$CAPSULE/boot/vmlinuz" --initrd="$INITRD" --command-line="$kexec_line" >"$RUN/kexec.err" 2>&1
+    kexec_status=0
+    kexec "$1" -l "$CAPSULE/boot/vmlinuz" --initrd="$INITRD" --command-line="$kexec_line" >"$RUN/kexec.err" 2>&1 ||
+        kexec_status=$?
+    [ "$kexec_status" -ne 137 ] || printf 'killed: out of memory\n' >>"$RUN/kexec.err"
+    return "$kexec_status"
 }
 
 kexec_unknown() { # ENOSYS, ENOEXEC, EOPNOTSUPP: the older call may do it. Any other refusal is meant.

@@ -41,7 +41,7 @@ detail() { # TEXT...: what the running step found out; shown and reported when i
     printf '%s\n' "$*" >"$RUN/detail"
 }
 
-reboot_needed() { # TEXT...: like fail, when only a new boot script (a new ticket) can help
+reboot_needed() { # TEXT...: like fail, when only a new start of the machine can help
     : >"$RUN/reboot"
     fail "$@"
 }

@@ -42,7 +42,7 @@ get_sums() { # the signed list, before anything else is believed
 sums_from() { # URL: list and signature; false with the reason
     for sums_name in SHA256SUMS SHA256SUMS.minisig; do
         rm -f "$CAPSULE/$sums_name"
-        (ulimit -f 8192 && get "$1/$sums_name" --retry 2 >"$CAPSULE/$sums_name" 2>"$RUN/curl.err") ||
+        (ulimit -f 8192 && get public "$1/$sums_name" --retry 2 >"$CAPSULE/$sums_name" 2>"$RUN/curl.err") ||
             because "$sums_name: $(curl_why)" || return 1
     done
 }

@@ -43,9 +43,11 @@ hybrid_until_mounted() { # TARGET: the server may come up after its nodes, howev
     hybrid_more=$(karg ck.hybrid-options)
     hybrid_options=$HYBRID_OPTIONS${hybrid_more:+,$hybrid_more},addr=$hybrid_server,ro
     hybrid_pause=2
-    while ! try mount -t nfs4 -o "$hybrid_options" "$hybrid_export" "$1"; do
+    while ! try mount -t nfs4 -o "$hybrid_options" "$hybrid_export" "$1" 2>/dev/null; do # it is said below
+        hybrid_why=$(complaint)
         hybrid_wait=$(jittered "$hybrid_pause")
-        say "waiting for the network layer $hybrid_export: $(complaint)$(nic_link); trying again in $hybrid_wait s"
+        # "… failed: REASON", whosever mount it is.
+        say "waiting for the network layer $hybrid_export: ${hybrid_why##*failed: }$(nic_link); trying again in $hybrid_wait s"
         sleep "$hybrid_wait"
         hybrid_pause=$((hybrid_pause * 2))
         [ "$hybrid_pause" -le 60 ] || hybrid_pause=60

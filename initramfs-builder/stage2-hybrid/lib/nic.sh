@@ -19,8 +19,9 @@ nic_up() { # from ck.nic=MAC and ck.ip=ADDRESS/PREFIX[,GATEWAY][,dhcp], which st
     DOING="bringing up $nic"
     try ip link set dev lo up
     try ip link set dev "$nic" up
-    try ip addr add "$nic_address" dev "$nic"
-    [ -z "$nic_gateway" ] || try ip route add default via "$nic_gateway" dev "$nic"
+    # "replace": a router's announcement may have been faster, and given the same IPv6 address.
+    try ip addr replace "$nic_address" dev "$nic"
+    [ -z "$nic_gateway" ] || try ip route replace default via "$nic_gateway" dev "$nic"
     nic_keep
     say "$nic ($nic_mac) is up with $nic_address"
 }
