@@ -48,7 +48,13 @@ def mounted(capsule: Path, folder: Path) -> Iterator[Path]:
     (folder / "layers/order").write_text(order)
     # Options of a mount end at one page: short paths.
     root, stack = folder / "root", folder / "s"
-    env = {**os.environ, "CK_ROOT": str(root), "CK_LAYERS": str(folder / "layers"), "CK_STACK": str(stack)}
+    places_of = {
+        "CK_ROOT": root,
+        "CK_LAYERS": folder / "layers",
+        "CK_STACK": stack,
+        "CK_LIB": shell_dir("stage2") / "lib",
+    }
+    env = {**os.environ, "CK_SAID": str(folder / "said"), **{name: str(path) for name, path in places_of.items()}}
     places = [root, *(stack / str(number) for number in range(len(layers))), stack]
     try:
         # On a node nobody else takes loop devices; here another program may be quicker between finding and taking one.
