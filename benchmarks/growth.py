@@ -16,7 +16,7 @@ from capsulekit.recipe.load import load_recipe
 from capsulekit.rootfs import root
 
 SIZES = (200_000_000, 4_000_000_000)
-FLAT = 1.5  # times the smaller tree's peak: mksquashfs fills its buffers (at most 256 MB) and keeps a table of paths
+FLAT = 1.25  # times the smaller tree's peak
 SMALL = """
 [capsule]
 name = "bench-small"

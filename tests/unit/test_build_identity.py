@@ -126,7 +126,7 @@ def test_every_class_that_a_recipe_or_a_lock_is_made_of_is_classified() -> None:
 
 
 @pytest.mark.parametrize(("kind", "name"), EVERY, ids=lambda v: v if isinstance(v, str) else v.__name__)
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(data=st.data())
 def test_a_changed_field_makes_its_steps_again_and_no_others(kind: type, name: str, data: st.DataObject) -> None:
     strategy = values_of(kind, name)
@@ -149,7 +149,7 @@ def test_a_changed_field_makes_its_steps_again_and_no_others(kind: type, name: s
     ],
 )
 @given(digest=st.binary(min_size=32, max_size=32).map(bytes.hex))
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=12, deadline=None)
 def test_a_package_decides_its_part_from_its_stage_on(part: str, number: int, steps: set[str], digest: str) -> None:
     change = package_of(part, number)(lambda p: replace(p, sha256=digest))
     assert changed(change(Inputs())) == {*steps, "papers"}
