@@ -132,6 +132,7 @@ class _Check:
         self, image: Image, modaliases: list[str], known: Mapping[str, set[str]], drivers: Mapping[str, set[str]]
     ) -> None:
         names = {name for found in drivers.values() for name in found}
+        self._image = image
         self._covers: dict[str, Cover] = {cover.modalias: cover for cover in covers(image, {*modaliases, *names})}
         builtin = {name for name in names if any(driver.builtin for driver in self._covers[name].drivers)}
         self._builtin = {alias for alias, found in drivers.items() if found & builtin}
@@ -143,11 +144,16 @@ class _Check:
 
     def driven(self, device: Device) -> bool:
         """Whether the image has a driver for it."""
-        return self._covers[device.modalias].driven or device.modalias in self._builtin
+        return self._cover(device).driven or device.modalias in self._builtin
 
     def firmware_missing(self, device: Device) -> tuple[str, ...]:
         """What its drivers name and the image lacks."""
-        return self._covers[device.modalias].firmware_missing
+        return self._cover(device).firmware_missing
+
+    def _cover(self, device: Device) -> Cover:
+        if device.modalias not in self._covers:  # a node reported it since the list was read
+            self._covers |= {cover.modalias: cover for cover in covers(self._image, [device.modalias])}
+        return self._covers[device.modalias]
 
 
 def _add(report: FleetReport, hardware: Hardware, check: _Check) -> None:

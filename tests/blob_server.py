@@ -7,6 +7,7 @@ and every request is a line in FOLDER/log: PATH RANGE STATUS BYTES.
 from __future__ import annotations
 
 import contextlib
+import socket
 import sys
 import threading
 import time
@@ -20,8 +21,10 @@ HANG = 60.0  # seconds
 class Manner:
     """How it behaves: one of these words.
 
-    good · garbage (right length, wrong bytes) · missing (404) · error (503) · redirect · noranges (sends the whole) ·
-    cut N (closes after N bytes of an answer) · hang N (silent after N bytes, until the mode changes) · endless
+    good · garbage (right length, wrong bytes) · missing (404) · error (503) · redirect (to elsewhere) ·
+    noranges (sends the whole) · cut N (closes after N bytes of an answer) · endless ·
+    hang N (silent after N bytes, until the mode changes) ·
+    lying (says it sends the part that was asked for, and sends the beginning)
     """
 
     def __init__(self, folder: Path) -> None:
@@ -49,6 +52,8 @@ class Handler(BaseHTTPRequestHandler):
         mode, *numbers = self.manner.words
         blob = self.manner.folder / self.path.rpartition("/")[2]
         wanted = self.headers.get("Range", "-")
+        if mode == "redirect" and blob.name == "elsewhere":
+            mode = "good"
         if mode in ("missing", "error", "redirect") or not blob.is_file():
             status = {"error": 503, "redirect": 302}.get(mode, 404)
             self.answer(status, b"sorry\n" * 3, wanted)
@@ -57,7 +62,7 @@ class Handler(BaseHTTPRequestHandler):
         if mode == "garbage":
             data = bytes(byte ^ 0x55 for byte in data)
         start = int(wanted[6:].partition("-")[0]) if wanted.startswith("bytes=") and mode != "noranges" else 0
-        part = data[start:]
+        part = data[: len(data) - start] if mode == "lying" else data[start:]
         if mode in ("cut", "hang"):
             self.answer(206 if start else 200, part, wanted, int(numbers[0]), hang=mode == "hang")
         elif mode == "endless":
@@ -97,7 +102,8 @@ class Handler(BaseHTTPRequestHandler):
 def make(address: str, port: int, manner: Manner) -> ThreadingHTTPServer:
     """The server, not running yet."""
     handler = type("BlobHandler", (Handler,), {"manner": manner})
-    server = ThreadingHTTPServer((address, port), handler)
+    family = {"address_family": socket.AF_INET6 if ":" in address else socket.AF_INET}
+    server: ThreadingHTTPServer = type("BlobServer", (ThreadingHTTPServer,), family)((address, port), handler)
     server.daemon_threads = True
     return server
 
@@ -105,12 +111,13 @@ def make(address: str, port: int, manner: Manner) -> ThreadingHTTPServer:
 class Blobs:
     """One such server on loopback; ``url`` is its base."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, address: str = "127.0.0.1") -> None:
         folder.mkdir()
         self.folder = folder
         self.manner = Manner(folder)
-        self._server = make("127.0.0.1", 0, self.manner)
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+        self._server = make(address, 0, self.manner)
+        host = f"[{address}]" if ":" in address else address
+        self.url = f"http://{host}:{self._server.server_address[1]}"
         threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
 
     def mode(self, text: str) -> None:

@@ -18,7 +18,6 @@ set -eu
 CK_SOURCED=1
 . "$1"
 mkdir -p "$ROOT" "$STACK"
-mount -t tmpfs -o mode=755 tmpfs "$STACK"
 mount_stack
 for acl_file in "$LAYERS"/*.acl; do [ ! -f "$acl_file" ] || apply_acls "$acl_file"; done
 """
@@ -72,6 +71,7 @@ def _unmount(places: list[Path], folder: Path) -> None:
     for place in places:
         if place.is_mount():
             subprocess.run(["umount", place], check=True)
+    assert f"{folder}/" not in Path("/proc/mounts").read_text()
     _free_loops(folder)
 
 

@@ -15,7 +15,7 @@ from initramfs_builder.modindex import binary_index
 RELEASE = "6.1.0-test"
 MODULES = f"usr/lib/modules/{RELEASE}"
 LOADER = "/lib64/ld-test.so.2"
-APPLETS = ("sh", "mount", "modprobe", "cat")
+APPLETS = ("cat", "modprobe", "mount", "sh")  # sorted, as busybox's are
 INIT = """#!/bin/sh
 # needs: mount tool
 LIB=${CK_LIB:-/lib/capsulekit}

@@ -33,6 +33,8 @@ class Archive:
         """
         for link, target in found.links.items():
             self.add(cpio.symlink(link, target))
+        if not found.path:
+            return  # a link to the root, which every archive has
         mode = found.host.stat().st_mode
         if stat.S_ISDIR(mode):
             self.add(cpio.directory(found.path))
@@ -44,16 +46,20 @@ class Archive:
     def add_path(self, tree: Tree, path: str, leaves_out: Callable[[str], bool] = lambda _: False) -> None:
         """Add a path of a tree, a folder with all it holds but what is left out.
 
-        Raises CapsulekitError when it is not there.
+        What a link leads to comes with it, but for the root. Raises CapsulekitError when it is not there.
         """
-        found = tree.resolve(path)
-        if found is None:
-            raise CapsulekitError(f"{path} is not in {tree.root}", hint="is the package that holds it in the recipe?")
-        self.add_found(found)
-        if found.host.is_dir():
-            for name in tree.listing(found.path):
-                if not leaves_out(f"{found.path}/{name}"):
-                    self.add_path(tree, f"{found.path}/{name}", leaves_out)
+        todo, entered = [path], {""}
+        while todo:
+            path = todo.pop()
+            found = tree.resolve(path)
+            if found is None:
+                hint = "is the package that holds it in the recipe?"
+                raise CapsulekitError(f"{path} is not in {tree.root}", hint=hint)
+            self.add_found(found)
+            if found.path not in entered and found.host.is_dir():
+                entered.add(found.path)  # a link may lead to a folder above it
+                names = (f"{found.path}/{name}" for name in tree.listing(found.path))
+                todo += [name for name in names if not leaves_out(name)]
 
     def command(self, name: str) -> bool:
         """Whether a command of this name is in the archive's PATH (/usr/sbin and /usr/bin)."""

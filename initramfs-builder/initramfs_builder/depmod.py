@@ -57,7 +57,7 @@ def read_index(folder: Path) -> Index:
     for line in text_lines(folder / "modules.alias"):
         pattern, _, module = line.removeprefix("alias ").rpartition(" ")
         _add_alias(index, pattern, module)
-    for line in text_lines(folder / "modules.softdep"):
+    for line in text_lines(folder / "modules.softdep", 2):
         _, module, *words = line.split()
         into = index.soft.setdefault(spelled(module), ([], []))
         side = 0  # words before any "pre:" or "post:" are ignored, as modprobe does
@@ -66,7 +66,7 @@ def read_index(folder: Path) -> Index:
                 side = 1 if word == "pre:" else 2
             elif side:
                 into[side - 1].append(word)
-    for line in text_lines(folder / "modules.weakdep"):
+    for line in text_lines(folder / "modules.weakdep", 2):
         _, module, *words = line.split()
         index.weak.setdefault(spelled(module), []).extend(words)
     index.builtin = {module_of(line) for line in text_lines(folder / "modules.builtin")}
@@ -98,12 +98,15 @@ def is_plain(path: Path) -> bool:
     return path.is_file() and not path.is_symlink()
 
 
-def text_lines(path: Path) -> list[str]:
-    """The lines of one of depmod's files, blank ones and comments left out; none when it is not there."""
+def text_lines(path: Path, least: int = 1) -> list[str]:
+    """The lines of one of depmod's files, comments left out, and those of fewer words than ``least``, as modprobe does.
+
+    None when it is not there.
+    """
     if not is_plain(path):
         return []
     text = path.read_text("utf-8", "surrogateescape")
-    return [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    return [line for line in text.splitlines() if len(line.split()) >= least and not line.startswith("#")]
 
 
 def spelled(name: str) -> str:

@@ -82,8 +82,9 @@ class _Wanted:
     found: Found
     elf: Elf
     chain: tuple[str, ...]
-    rpath: tuple[str, ...]  # of everything above that has no RUNPATH
+    rpath: tuple[str, ...]  # of everything above, but of what has a RUNPATH
     loader_dir: str
+    at: str  # the name it was opened by: $ORIGIN is the folder of that, not of what a link there leads to
 
 
 def closure(root: Path, starts: Sequence[str]) -> tuple[str, ...]:
@@ -133,7 +134,7 @@ class _Walk:
                 loader_dir = os.path.dirname(loader.path)  # noqa: PTH120
             elif self.strict:
                 raise self._missing(elf.interpreter, chain)
-        return _Wanted(found, elf, chain, (), loader_dir)
+        return _Wanted(found, elf, chain, (), loader_dir, found.path)
 
     def _expand(self, wanted: _Wanted) -> Iterator[_Wanted]:
         for soname in wanted.elf.needed:
@@ -170,19 +171,22 @@ class _Walk:
             if required and self.strict:
                 raise self._missing(soname, wanted.chain)
             return
-        found, elf, link = hit
+        found, elf, link, at = hit
         if link is not None:
             self.result.links[link[0]] = link[1]
         chain = (*wanted.chain, found.path)
         if self._take(found, chain):
-            rpath = () if wanted.elf.runpath else (*_origin(wanted.elf.rpath, wanted.found.path), *wanted.rpath)
-            yield _Wanted(found, elf, chain, rpath, wanted.loader_dir)
+            # A RUNPATH hides its own file's RPATH from what that file loads, not the RPATH of those above.
+            own = () if wanted.elf.runpath else _origin(wanted.elf.rpath, wanted.at)
+            yield _Wanted(found, elf, chain, (*own, *wanted.rpath), wanted.loader_dir, at)
 
-    def _search(self, wanted: _Wanted, soname: str) -> tuple[Found, Elf, tuple[str, str] | None] | None:
-        """The file for a name, what it says, and the link it needs beside the loader when only ld.so.conf finds it."""
-        own = (*_origin(wanted.elf.runpath, wanted.found.path),)
+    def _search(self, wanted: _Wanted, soname: str) -> tuple[Found, Elf, tuple[str, str] | None, str] | None:
+        """The file for a name, what it says, the link it needs beside the loader when only ld.so.conf finds it, and the
+        name by which the image's loader opens it.
+        """
+        own = (*_origin(wanted.elf.runpath, wanted.at),)
         if not wanted.elf.runpath:
-            own = (*_origin(wanted.elf.rpath, wanted.found.path), *wanted.rpath)
+            own = (*_origin(wanted.elf.rpath, wanted.at), *wanted.rpath)
         builtin = self._library_folders(wanted)
         configured = (*self.conf_dirs, "usr/lib64")
         names = [soname] if "/" in soname else [f"{folder}/{soname}" for folder in (*own, *builtin, *configured)]
@@ -196,7 +200,7 @@ class _Walk:
             link = None
             if number >= len(own) + len(builtin):
                 link = (f"{wanted.loader_dir}/{soname}", os.path.relpath("/" + found.path, "/" + wanted.loader_dir))
-            return found, elf, link
+            return found, elf, link, link[0] if link else name.lstrip("/")
         return None
 
     @staticmethod
@@ -248,7 +252,7 @@ def parse_elf(stream: BinaryIO, name: str) -> Elf | None:
         return None
     try:
         return _read_segments(ElfFile(stream))
-    except (struct.error, ValueError, KeyError, TypeError, OverflowError) as error:
+    except (struct.error, ValueError, OverflowError) as error:
         raise CapsulekitError(f"{name} is a damaged ELF file: {error}") from error
 
 
@@ -283,11 +287,25 @@ def _dlopen_notes(data: bytes, align: int, order: str) -> Iterator[Dlopen]:
         name_at = at + 12
         data_at = name_at + -(-name_size // align) * align
         if kind == NOTE_DLOPEN and data[name_at : name_at + name_size] == NOTE_OWNER:
-            for item in json.loads(data[data_at : data_at + size].rstrip(b"\0")):
-                priority = item.get("priority", "recommended")
-                if priority in ("required", "recommended"):
-                    yield Dlopen(tuple(item["soname"]), priority == "required")
+            yield from _wishes(data[data_at : data_at + size].rstrip(b"\0"))
         at = data_at + -(-size // align) * align
+
+
+def _wishes(told: bytes) -> Iterator[Dlopen]:
+    """What one note asks for; raises ValueError when it is not as the format wants it."""
+    try:
+        items = json.loads(told)
+    except RecursionError:
+        raise ValueError("a dlopen note is too deep") from None
+    if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+        raise ValueError("a dlopen note is no list of wishes")
+    for item in items:
+        names = item.get("soname")
+        if not isinstance(names, list) or not names or not all(isinstance(name, str) and name for name in names):
+            raise ValueError("a dlopen note has no list of names")
+        priority = item.get("priority", "recommended")
+        if priority in ("required", "recommended"):
+            yield Dlopen(tuple(names), priority == "required")
 
 
 def _origin(folders: Iterable[str], path: str) -> tuple[str, ...]:

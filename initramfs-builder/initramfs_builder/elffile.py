@@ -21,8 +21,10 @@ MACHINES = {
 LOAD, DYNAMIC, INTERP, NOTE = 1, 2, 3, 4
 DT_NEEDED, DT_STRTAB, DT_STRSZ, DT_SONAME, DT_RPATH, DT_RUNPATH = 1, 5, 10, 14, 15, 29
 HEADER_MIN, HEADER_MAX = 52, 64  # bytes
-# No loader takes more; a number beyond it is damage.
+# No loader takes more; a number beyond it is damage. All parts together, the dynamic section, a name, in bytes.
 PART_MAX = 64 << 20
+DYNAMIC_MAX = 1 << 20
+NAME_MAX = 4096
 FILE_MAX = 1 << 40
 
 
@@ -31,6 +33,7 @@ class ElfFile:
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
+        self._left = PART_MAX
         head = self._at(0, HEADER_MAX)
         if len(head) < HEADER_MIN or head[:4] != MAGIC or head[4] not in LAYOUTS or head[5] not in BYTE_ORDERS:
             raise ValueError("its header is unknown")
@@ -63,6 +66,8 @@ class ElfFile:
         tags: dict[int, list[int]] = {}
         for kind, offset, _, size, _ in self._segments:
             if kind == DYNAMIC:
+                if size > DYNAMIC_MAX:
+                    raise ValueError(f"its dynamic section has {size} bytes")
                 entry = struct.Struct(self.order + self._entry)
                 data = self._at(offset, size - size % entry.size)
                 for tag, value in entry.iter_unpack(data):
@@ -89,7 +94,8 @@ class ElfFile:
         return kind, offset, address, size, align
 
     def _at(self, offset: int, size: int) -> bytes:
-        if size > PART_MAX or offset > FILE_MAX:
+        self._left -= size
+        if self._left < 0 or offset > FILE_MAX:
             raise ValueError(f"it says that a part of {size} bytes begins at byte {offset}")
         self._stream.seek(offset)
         data = self._stream.read(size)
@@ -99,8 +105,8 @@ class ElfFile:
 
 
 def name_at(table: bytes, offset: int) -> str:
-    """The name at a place of a table; raises ValueError when there is none."""
-    end = table.find(b"\0", offset)
+    """The name at a place of a table; raises ValueError when there is none, or no end of it near."""
+    end = table.find(b"\0", offset, offset + NAME_MAX)
     if end < 0:
         raise ValueError("a name lies outside its table")
     return table[offset:end].decode("utf-8", "surrogateescape")

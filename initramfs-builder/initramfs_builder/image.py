@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from initramfs_builder.applets import applet_names
 from initramfs_builder.elf import Elf, parse_elf
 from initramfs_builder.errors import CapsulekitError
 from initramfs_builder.kmodule import Kmodule, read_kmodule
@@ -23,14 +24,15 @@ from initramfs_builder.unpack import Member, read_image
 LINK_LIMIT = 40  # the kernel's own limit of links in one look-up
 PROGRAM_MAX = 256 << 20
 TEXT_MAX = 16 << 20
+BUSYBOX = re.compile(r"busybox[^/]*")
 TEXTS_MAX = 128 << 20
+TEXT_SIZE = 64  # what Python needs for a text besides its letters
+WORDS_MAX = 16 << 20  # of a program whose words are kept
 MODULE = re.compile(r"(?:usr/)?lib/modules/[^/]+/.*\.ko(?:\.xz|\.zst|\.gz)?")
 FIRMWARE = re.compile(r"(?:usr/)?lib/firmware/.*")  # for other processors, in any format
 KEPT = re.compile(r"(?:init|etc/.*|(?:usr/)?lib/capsulekit/.*|(?:usr/)?lib/modules/[^/]+/modules\.[^/]+)")
 # Texts that programs hold, each between two NULs, and a check compares: by the file's name.
 WORDS = (
-    # busybox's applets, as they lie in its table
-    (re.compile(r"busybox[^/]*"), re.compile(rb"\0([a-z0-9_.\[-]{1,24})(?=\0)")),
     # the folders a loader searches without being told to
     (re.compile(r"ld[-.].*"), re.compile(rb"\0(/(?:usr/)?lib[a-z0-9_/-]*/|/lib:[^\0]*)(?=\0)")),
     # what the C library opens by name, and how new it is
@@ -43,8 +45,8 @@ class Fact:
     """What is known of one path.
 
     ``mode`` is a full st_mode, ``size`` in bytes, ``target`` what a link says, ``rdev`` (major, minor) of a device,
-    ``elf`` what the loader reads, ``module`` what a kernel module says of itself, ``words`` what WORDS finds, ``data``
-    the bytes of scripts and configuration. ``broken`` says why a program or module cannot be read.
+    ``elf`` what the loader reads, ``module`` what a kernel module says of itself, ``words`` what WORDS finds (of
+    busybox its applets), ``data`` the bytes of scripts and configuration. ``broken`` says why a file cannot be read.
     """
 
     mode: int
@@ -171,7 +173,7 @@ def collect(members: Iterable[Member], name: str) -> Image:
         if not place:
             continue
         fact = _fact(member, place)
-        kept += len(fact.data or b"")
+        kept += _weight(fact)
         if kept > TEXTS_MAX:
             raise CapsulekitError(f"{name}: its scripts and tables are more than {TEXTS_MAX >> 20} MiB")
         facts[place] = fact
@@ -181,6 +183,17 @@ def collect(members: Iterable[Member], name: str) -> Image:
             whole = max((facts[one] for one in same), key=lambda one: one.size)
             facts.update(dict.fromkeys(same, whole))
     return Image(name, facts, tuple(dropped))
+
+
+def _weight(fact: Fact) -> int:
+    """About how many bytes of text a fact keeps."""
+    elf, module = fact.elf, fact.module
+    texts = [*fact.words]
+    if elf is not None:
+        texts += [*elf.needed, *elf.rpath, *elf.runpath, *(name for wish in elf.dlopen for name in wish.sonames)]
+    if module is not None:
+        texts += [*module.depends, *module.firmware, *module.softdeps]
+    return len(fact.data or b"") + sum(map(len, texts)) + TEXT_SIZE * len(texts)
 
 
 def _fact(member: Member, path: str) -> Fact:
@@ -216,8 +229,12 @@ def _program(plain: Fact, member: Member, head: bytes, path: str) -> Fact:
         return replace(plain, broken=error.message)
     names = {path.rpartition("/")[2], elf.soname if elf and elf.soname else ""}
     patterns = [pattern for of, pattern in WORDS if any(of.fullmatch(name) for name in names)]
-    words = {os.fsdecode(word) for pattern in patterns for word in pattern.findall(data)}
-    return replace(plain, elf=elf, words=frozenset(words))
+    if len(data) > WORDS_MAX:
+        patterns, names = [], set()
+    words = frozenset(os.fsdecode(hit[1]) for pattern in patterns for hit in pattern.finditer(data))
+    if any(map(BUSYBOX.fullmatch, names)):
+        words |= applet_names(data)
+    return replace(plain, elf=replace(elf, names=b"") if elf else None, words=words)
 
 
 def _within(member: Member) -> bytes:

@@ -28,9 +28,12 @@ def _texts(kernel: ModuleTree, kept: list[str], named: Callable[[str], str]) -> 
     names = {module_of(file) for file in kept}
     dep = "".join(f"{named(file)}:{''.join(f' {named(need)}' for need in kernel.load_before(file))}\n" for file in kept)
     texts = {"modules.dep": dep}
-    for name, column in (("modules.alias", -1), ("modules.softdep", 1), ("modules.weakdep", 1)):
-        lines = text_lines(kernel.folder / name)
-        texts[name] = "".join(f"{line}\n" for line in lines if spelled(line.split()[column]) in names)
+    # A pattern with a blank in it is for no device, and modprobe would take its second word for the module.
+    aliases = (line for line in text_lines(kernel.folder / "modules.alias") if len(line.split()) == 3)
+    texts["modules.alias"] = "".join(f"{line}\n" for line in aliases if spelled(line.split()[2]) in names)
+    for name in ("modules.softdep", "modules.weakdep"):
+        lines = text_lines(kernel.folder / name, 2)
+        texts[name] = "".join(f"{line}\n" for line in lines if spelled(line.split()[1]) in names)
     texts["modules.builtin"] = "".join(f"{line}\n" for line in text_lines(kernel.folder / "modules.builtin"))
     texts["modules.builtin.modinfo"] = "".join(
         f"{module}.{key}={value}\0" for module, key, value in kernel.index.builtin_info if key in BUILTIN_KEYS

@@ -13,6 +13,8 @@ from collections.abc import Mapping
 MAGIC = 0xB007F457
 VERSION = 0x00020001
 HEADER_SIZE = 12
+# Far more than the names and aliases of any kernel's modules have, in bytes: one, and those of all nodes together.
+KEY_MAX, KEYS_MAX = 4096, 64 << 20
 HAS_PREFIX, HAS_VALUES, HAS_CHILDREN = 0x80000000, 0x40000000, 0x20000000
 
 # Key → its values with their priority, the lowest first.
@@ -34,24 +36,31 @@ def read_values(data: bytes) -> dict[str, list[tuple[int, str]]]:
         if (magic, version >> 16) != (MAGIC, VERSION >> 16):
             raise ValueError("no index of kmod")
         values: dict[str, list[tuple[int, str]]] = {}
-        todo, left = [(b"", root)], len(data)
+        todo, left, keys = [(b"", root)], len(data), KEYS_MAX
         while todo:
             key, place = todo.pop()
-            left -= 1
-            if left < 0:
-                raise ValueError("a loop")  # each node takes at least a byte
-            todo += _read(data, key, place, values)
+            size, children = _read(data, key, place, values)
+            # No two nodes share a byte, so all of them are no longer than the file.
+            left, keys = left - size, keys - sum(len(child) for child, _ in children)
+            if left < 0 or keys < 0:
+                raise ValueError("a loop" if left < 0 else "longer keys than modules have")
+            todo += children
     except struct.error as error:
         raise ValueError(str(error)) from None
     return values
 
 
-def _read(data: bytes, key: bytes, place: int, values: dict[str, list[tuple[int, str]]]) -> list[tuple[bytes, int]]:
-    """Read the node at a place, whose key so far is ``key``; returns its children."""
-    at, children = place & ~(HAS_PREFIX | HAS_VALUES | HAS_CHILDREN), []
+def _read(
+    data: bytes, key: bytes, place: int, values: dict[str, list[tuple[int, str]]]
+) -> tuple[int, list[tuple[bytes, int]]]:
+    """Read the node at a place, whose key so far is ``key``; returns how many bytes it takes, and its children."""
+    start, children = place & ~(HAS_PREFIX | HAS_VALUES | HAS_CHILDREN), []
+    at = start
     if place & HAS_PREFIX:
-        end = data.index(b"\0", at)
+        end = data.index(b"\0", at, at + KEY_MAX)
         key, at = key + data[at:end], end + 1
+        if len(key) > KEY_MAX:
+            raise ValueError("a key that is longer than modules have")
     if place & HAS_CHILDREN:
         first, last = struct.unpack_from("BB", data, at)
         places = struct.unpack_from(f">{last - first + 1}I", data, at + 2) if last >= first else ()
@@ -66,7 +75,7 @@ def _read(data: bytes, key: bytes, place: int, values: dict[str, list[tuple[int,
                 (struct.unpack_from(">I", data, at)[0], os.fsdecode(data[at + 4 : end]))
             )
             at = end + 1
-    return children
+    return max(at - start, 1), children
 
 
 def _write(out: bytearray, keys: list[bytes], values: dict[bytes, list[tuple[int, str]]], start: int) -> int:

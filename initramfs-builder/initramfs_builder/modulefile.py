@@ -10,6 +10,7 @@ import gzip
 import lzma
 import os
 import struct
+import zlib
 from pathlib import Path
 
 import zstandard
@@ -20,6 +21,7 @@ from initramfs_builder.errors import CapsulekitError
 LAYOUTS = {1: ("32xI10xHHH", "I12xII"), 2: ("40xQ10xHHH", "I20xQQ")}
 BYTE_ORDERS = {1: "<", 2: ">"}
 SECTION = b".modinfo"
+SECTION_MAX = 1 << 20  # bytes; the largest there are have a tenth of it
 
 
 def read_modinfo(path: Path) -> list[tuple[str, str]]:
@@ -52,6 +54,8 @@ def _section(data: bytes) -> bytes:
         if titles[title : title + len(SECTION) + 1] == SECTION + b"\0":
             if start + length > len(data):
                 raise ValueError("it is cut short")
+            if length > SECTION_MAX:
+                raise ValueError(f"its .modinfo has {length} bytes")
             return data[start : start + length]
     return b""
 
@@ -64,9 +68,13 @@ def unpacked(path: Path) -> bytes:
             case ".xz":
                 return lzma.decompress(data)
             case ".zst":
-                return zstandard.ZstdDecompressor().decompressobj().decompress(data)
+                unpacker = zstandard.ZstdDecompressor().decompressobj()
+                plain = unpacker.decompress(data)
+                if not unpacker.eof:
+                    raise EOFError("it is cut short")
+                return plain
             case ".gz":
                 return gzip.decompress(data)
-    except (lzma.LZMAError, zstandard.ZstdError, OSError, EOFError) as error:
+    except (lzma.LZMAError, zstandard.ZstdError, zlib.error, OSError, EOFError) as error:
         raise CapsulekitError(f"{path} cannot be unpacked: {error}") from error
     return data

@@ -29,6 +29,7 @@ NUMBER = re.compile(r"[0-9]+(?=[<>])")
 BLANKS = re.compile(r"(?:[ \t]|\\\n)+")
 GIVEN = re.compile(rf"({NAME.pattern})=")
 DEPTH_MAX = 100
+SCRIPT_MAX = 256 << 10  # characters
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,13 @@ class Script:
 @lru_cache(maxsize=512)
 def parse_script(text: str, name: str, line: int = 1) -> Script:
     """Read a script, whose first line is ``line`` of ``name``. Raises ShellError."""
+    if len(text) > SCRIPT_MAX:
+        raise ShellError(f"{name}: more than {SCRIPT_MAX >> 10} KiB", hint="a script of ours is not that long")
     script = Script()
-    _Parser(text, name, line, script, 0).program()
+    try:
+        _Parser(text, name, line, script, 0).program()
+    except RecursionError:
+        raise ShellError(f"{name}: too much within each other", hint="write it flatter") from None
     return script
 
 
@@ -77,6 +83,7 @@ class _Parser(Words):
         self.script, self.depth = script, depth
         self.documents: list[_Document] = []
         self.guards: tuple[Word, ...] = ()
+        self.reversed = 0  # how many "!" were read: what they are before says the opposite
         self.inside = ""
 
     # --- what words ask for
@@ -173,10 +180,11 @@ class _Parser(Words):
             raise self.error("a command is missing")
 
     def pipelines(self) -> None:
-        before, joined = len(self.script.commands), ""
+        before, joined, reversed_before = len(self.script.commands), "", self.reversed
         while True:
             if self.reserved() == "!":
                 self.at += 1
+                self.reversed += 1
             self.command()
             if self.operator() not in ("&&", "||", "|"):
                 break
@@ -184,7 +192,9 @@ class _Parser(Words):
             self.at += len(self.operator())
             self.newlines()
         ran = self.script.commands[before:]
-        if joined == "||" and len(ran) == 2 and ran[1].words[0].text({}) in LEAVING:
+        # What runs beside the script ("&") does not leave it.
+        plain = self.reversed == reversed_before and self.operator() != "&"
+        if joined == "||" and plain and len(ran) == 2 and ran[1].words[0].text({}) in LEAVING:
             self.guards += _tested(ran[:1])
 
     def command(self) -> None:
@@ -212,9 +222,10 @@ class _Parser(Words):
         self.keyword("}")
 
     def condition(self) -> None:
-        before, outside = len(self.script.commands), self.guards
+        before, outside, reversed_before = len(self.script.commands), self.guards, self.reversed
         self.some()
-        self.guards += _tested(self.script.commands[before:])
+        if self.reversed == reversed_before:
+            self.guards += _tested(self.script.commands[before:])
         self.keyword("then")
         self.some()
         self.guards = outside

@@ -58,6 +58,7 @@ class Words:
     def __init__(self, text: str, name: str, first: int) -> None:
         self.text, self.name, self.first = text, name, first
         self.at = 0
+        self._counted = (0, first)  # a place and its line
         self.raw = ""  # of the word just read, quotes and all
 
     def substitution(self) -> None:
@@ -70,7 +71,9 @@ class Words:
 
     def line(self) -> int:
         """The line of the place."""
-        return self.first + self.text.count("\n", 0, self.at)
+        at, line = self._counted if self._counted[0] <= self.at else (0, self.first)
+        self._counted = (self.at, line + self.text.count("\n", at, self.at))
+        return self._counted[1]
 
     def error(self, what: str) -> ShellError:
         """The error for what was found here."""

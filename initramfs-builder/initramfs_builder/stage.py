@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from initramfs_builder import cpio, elf
+from initramfs_builder.applets import applet_names
 from initramfs_builder.archive import Archive
 from initramfs_builder.errors import CapsulekitError
 from initramfs_builder.firmware import Firmware
@@ -24,7 +25,6 @@ NEEDS = "# needs:"
 # The kernel calls these by their full path in /sbin (CONFIG_MODPROBE_PATH), not through PATH.
 ALSO_IN_SBIN = frozenset({"modprobe"})
 AGENT = "agent/"
-APPLETS_SIZE = 16 << 10  # of the names of all applets there are
 # What kmod's modprobe is linked with, or loads, tells which modules it unpacks.
 UNPACKERS = (("libzstd.so", ".zst"), ("liblzma.so", ".xz"), ("libz.so", ".gz"))
 
@@ -87,17 +87,7 @@ def add_applets(archive: Archive, tree: Tree, binaries: Iterable[str], applets: 
 
 def known_applets(busybox: Found, names: Iterable[str]) -> frozenset[str]:
     """Which of the names a busybox has as applets."""
-    # The names lie in the program one after another, each ended by NUL: busybox may be of another machine's kind and
-    # cannot be asked by running it. Once one is found the others are looked for beside it first.
-    data, table, known = busybox.host.read_bytes(), b"", set()
-    for name in names:
-        word = b"\0" + name.encode() + b"\0"
-        at = 0 if word in table else data.find(word)
-        if at < 0:
-            continue
-        known.add(name)
-        table = table or data[max(at - APPLETS_SIZE, 0) : at + APPLETS_SIZE]
-    return frozenset(known)
+    return applet_names(busybox.host.read_bytes()) & frozenset(names)
 
 
 def add_paths(archive: Archive, tree: Tree, patterns: Patterns) -> None:

@@ -25,7 +25,10 @@ class Store:
         self.folder, self.scratch = folder, scratch
 
     def get(self, key: str) -> Slice | None:
-        """What was kept under a key (hex), checked just now; None when there is nothing. A damaged file is removed."""
+        """What was kept under a key (hex), checked just now; None when there is nothing, or nothing whole.
+
+        A damaged file is left to "make", which replaces it: removed here, it might be what another build just made.
+        """
         path = self._path(key)
         digest, tail = hashlib.sha256(), b""
         try:
@@ -36,10 +39,7 @@ class Store:
                 size = file.tell() - DIGEST_SIZE
         except FileNotFoundError:
             return None
-        if tail != digest.digest():
-            path.unlink(missing_ok=True)
-            return None
-        return Slice(path, size)
+        return Slice(path, size) if tail == digest.digest() else None
 
     def make(self, key: str, write: Callable[[Sink], object]) -> Slice:
         """Keep what ``write`` writes; whoever makes the same at the same time makes the same bytes."""

@@ -22,6 +22,8 @@ PIECE = 1 << 16
 XZ_MEMORY_MAX = 256 << 20
 # Id of the checks that the kernel's xz decoder takes: none and CRC32 (its Documentation/staging/xz.rst).
 XZ_CHECKS = (0, 1)
+# Of a member's header (RFC 1952): "probably text", and a file's name, all that the kernel skips.
+GZIP_FLAGS = 0x01 | 0x08
 ZSTD_BLOCK_RLE, ZSTD_BLOCK_RESERVED = 1, 3
 ZSTD_HEAD_MAX = 18  # magic and the largest frame header (RFC 8878, 3.1.1)
 
@@ -34,22 +36,23 @@ class Stream:
     def __init__(self, name: str) -> None:
         self.name = name
         self.offset = 0
-        self._buffer = b""
+        self._buffer, self._at = b"", 0  # what was read, and how much of it was taken: cutting it each time is slow
 
     def peek(self, size: int) -> bytes:
         """The next bytes without taking them; fewer at the end."""
-        while len(self._buffer) < size:
+        while len(self._buffer) - self._at < size:
             more = self._more()
             if not more:
                 break
-            self._buffer += more
-        return self._buffer[:size]
+            self._buffer, self._at = self._buffer[self._at :] + more, 0
+        return self._buffer[self._at : self._at + size]
 
     def some(self, size: int) -> bytes:
         """At most ``size`` bytes, none at the end only."""
-        if not self._buffer:
-            self._buffer = self._more()
-        data, self._buffer = self._buffer[:size], self._buffer[size:]
+        if self._at == len(self._buffer):
+            self._buffer, self._at = self._more(), 0
+        data = self._buffer[self._at : self._at + size]
+        self._at += len(data)
         self.offset += len(data)
         return data
 
@@ -64,12 +67,13 @@ class Stream:
             size -= len(piece)
         return b"".join(pieces)
 
-    def skip_zeros(self) -> None:
-        """Skip the zeros that lie between archives."""
-        while self.peek(1) == b"\0":
-            left = self._buffer.lstrip(b"\0")
-            self.offset += len(self._buffer) - len(left)
-            self._buffer = left
+    def skip_zeros(self) -> int:
+        """Skip zeros that lie between archives, as far as they are at hand; how many they were."""
+        self.peek(1)
+        here = self._buffer[self._at :]
+        size = len(here) - len(here.lstrip(b"\0"))
+        self.some_exactly(size)
+        return size
 
     def align(self) -> None:
         """Skip to a multiple of four; an image may end before it."""
@@ -104,7 +108,7 @@ class Plain(Stream):
 
     def give_back(self, data: bytes) -> None:
         """Put back what a decompressor was given and did not take."""
-        self._buffer = data + self._buffer
+        self._buffer, self._at = data + self._buffer[self._at :], 0
         self.offset -= len(data)
 
 
@@ -173,6 +177,9 @@ def _zstd(stream: Packed) -> Iterator[bytes]:
 
 
 def _gzip(stream: Packed) -> Iterator[bytes]:
+    flags = int.from_bytes(stream.source.peek(4)[3:])
+    if flags & ~GZIP_FLAGS:
+        raise stream.broken("its header has fields that the kernel does not skip")
     unpacker = zlib.decompressobj(wbits=31)
     try:
         while not unpacker.eof:

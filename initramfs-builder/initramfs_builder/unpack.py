@@ -117,7 +117,7 @@ class _Image:
     def _compressed(self, stream: Packed) -> Iterator[Member]:
         while head := stream.peek(1):
             if head == b"\0":
-                stream.skip_zeros()
+                self._count(stream, stream.skip_zeros())
             elif head == b"0" and stream.offset % ALIGNMENT == 0:
                 yield from self._archive(stream)
             else:
@@ -131,14 +131,18 @@ class _Image:
                 self.archive += 1
                 return
             self.entries += 1
-            self.unpacked += member.size + HEADER_SIZE
             self.names += len(member.path) + len(member.target or "")
-            if self.entries > ENTRIES_MAX or self.unpacked > UNPACKED_MAX or self.names > NAMES_MAX:
-                limits = f"{ENTRIES_MAX} entries, {UNPACKED_MAX >> 30} GiB or {NAMES_MAX >> 20} MiB of names"
-                raise stream.damaged(f"more than {limits}")
+            self._count(stream, member.size + HEADER_SIZE)
             yield member
             member.close()
             stream.align()
+
+    def _count(self, stream: Stream, size: int) -> None:
+        """Count bytes that were unpacked; raises TrustError when something is more than it may be."""
+        self.unpacked += size
+        if self.entries > ENTRIES_MAX or self.unpacked > UNPACKED_MAX or self.names > NAMES_MAX:
+            limits = f"{ENTRIES_MAX} entries, {UNPACKED_MAX >> 30} GiB or {NAMES_MAX >> 20} MiB of names"
+            raise stream.damaged(f"more than {limits}")
 
     def _member(self, stream: Stream) -> Member | None:
         at = stream.offset

@@ -279,7 +279,7 @@ async def _form(request: web.Request) -> dict[str, str]:
         raise web.HTTPUnsupportedMediaType(text="the body must be application/x-www-form-urlencoded\n")
     try:
         return {key: value for key, value in (await request.post()).items() if isinstance(value, str)}
-    except ValueError as wrong:
+    except (ValueError, LookupError) as wrong:  # LookupError: the body names a character set that nobody knows
         raise web.HTTPBadRequest(text="the form is not UTF-8\n") from wrong
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import built
 import pytest
@@ -100,6 +101,24 @@ def pictured(machine: Machine) -> Iterator[None]:
             error.add_note(f"its screen: {machine.screenshot(machine.folder / 'screen.png')}")
         error.add_note(f"its serial console: {machine.folder / 'console.log'}")
         raise
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_a_failure_keeps_a_picture_of_the_screen(answers: bool, tmp_path: Path) -> None:
+    class Screen:
+        folder = tmp_path
+
+        def screenshot(self, path: Path) -> Path:
+            if not answers:
+                raise CapsulekitError("the machine does not answer")
+            path.write_bytes(b"picture")
+            return path
+
+    with pytest.raises(TimeoutError, match="never ready") as failed, pictured(cast(Machine, Screen())):
+        raise TimeoutError("never ready")
+    notes = [f"its screen: {tmp_path / 'screen.png'}"] * answers + [f"its serial console: {tmp_path / 'console.log'}"]
+    assert failed.value.__notes__ == notes
+    assert (tmp_path / "screen.png").exists() == answers
 
 
 @contextmanager
@@ -312,7 +331,8 @@ def test_a_usb_stick_boots_uefi_without_pxe(bench: Bench, from_stick: Machine) -
 
 def test_a_node_boots_where_there_is_no_ipv4(six: tuple[Bench, Machine]) -> None:
     there, machine = six
-    node = there.reached(machine, "init")
+    node = there.reached(machine, "ready")
+    machine.stop()
     # The address is made of the announced prefix and the MAC (RFC 4291, appendix A); the ticket is bound to it.
     assert node.ipaddr == "fd00:78::5054:ff:feb0:707"
     assert f"ticket mac={machine.machine.mac} addr={node.ipaddr}" in there.log

@@ -143,6 +143,16 @@ async def test_tickets_are_not_given_out_on_the_plain_port_nor_for_other_bodies(
         assert answer.status == 415
 
 
+@pytest.mark.parametrize("charset", ["bogus", "zlib", "utf-16"])
+@pytest.mark.parametrize("path", ["/v1/ticket", "/v1/session"])
+async def test_a_form_in_characters_that_nobody_knows_is_a_bad_request(site: Running, path: str, charset: str) -> None:
+    headers = {"Content-Type": f"application/x-www-form-urlencoded; charset={charset}"}
+    async with site.client().post(site.https + path, data=f"mac={MAC}&ticket=x", headers=headers) as answer:
+        assert (answer.status, (await answer.text()).count("\n")) == (400, 1)
+    _, metrics = await site.get(f"{site.http}/metrics")
+    assert b"errors" not in metrics
+
+
 async def test_tickets_and_boot_scripts_of_one_address_are_limited_together(site: Running) -> None:
     site.site.limiter = tickets.RateLimiter(per_second=0.0, burst=2)
     assert (await site.get(f"{site.http}/v1/boot.ipxe?mac={MAC}"))[0] == 200

@@ -112,6 +112,27 @@ def test_rpath_serves_the_libraries_below_but_runpath_does_not(root: Path) -> No
         elf.closure(root, ["opt/app/bin/new"])
 
 
+def test_rpath_reaches_through_a_library_that_has_a_runpath_of_its_own(root: Path) -> None:
+    last = library(root / "opt/old/liblast.so")
+    mid = library(root / "opt/new/libmid.so", str(last))
+    one = library(root / "opt/old/libone.so", str(mid), "-Wl,--enable-new-dtags,-rpath,/opt/new")
+    program(root / "usr/bin/tool", str(one), "-Wl,--allow-shlib-undefined,--disable-new-dtags,-rpath,/opt/old")
+    assert "opt/old/liblast.so" in elf.closure(root, ["usr/bin/tool"])
+
+
+def test_origin_is_where_a_library_was_found_not_where_its_link_leads(root: Path) -> None:
+    inner = library(root / "opt/real/libinner.so")
+    outer = library(root / "opt/real/libouter.so", str(inner), "-Wl,--enable-new-dtags,-rpath,$ORIGIN")
+    program(root / "usr/bin/tool", str(outer), "-Wl,--allow-shlib-undefined,--enable-new-dtags,-rpath,/opt/lib")
+    (root / "opt/lib").mkdir()
+    (root / "opt/lib/libouter.so").symlink_to("../real/libouter.so")
+    with pytest.raises(CapsulekitError, match=r"libinner\.so is not in"):
+        elf.closure(root, ["usr/bin/tool"])
+    library(root / "opt/lib/libinner.so")
+    paths = elf.closure(root, ["usr/bin/tool"])
+    assert "opt/lib/libinner.so" in paths and "opt/real/libinner.so" not in paths
+
+
 def test_a_missing_library_is_named_with_the_chain_that_wants_it(root: Path) -> None:
     leaf = library(root / LIB / "libleaf.so")
     middle = library(root / LIB / "libmiddle.so", str(leaf))

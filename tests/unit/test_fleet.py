@@ -9,12 +9,13 @@ from pathlib import Path
 
 import fake_sysfs as fake
 import pytest
+from initramfs_builder.image import read_facts
 
 from capsulekit.cli.main import main
 from capsulekit.errors import CapsulekitError
 from capsulekit.sitepaths import SitePaths
 from provisioner.devices import Device
-from provisioner.fleet import FleetReport, fleet_report
+from provisioner.fleet import FleetReport, compare, fleet_report
 from provisioner.initsite import InitRequest, init_site
 from provisioner.registry.defaults import Defaults
 from provisioner.registry.registry import Registry, open_registry
@@ -197,6 +198,18 @@ def test_nodes_that_never_reported_are_counted_and_named(registry: Registry, pat
     assert len(report.never_reported) == 25
     line = report.lines()[1]
     assert line.startswith("25 nodes never did: n0001 n0002 ") and line.endswith(" n0020 and 5 more")
+
+
+def test_a_node_that_reports_new_devices_meanwhile_is_counted(
+    registry: Registry, whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(registry, (NIC,))
+    known = registry.modaliases()
+    add(registry, (Device(fake.MLX5, "mlx5_core", "mlx5_core", boot=True), Device(TG3)))
+    monkeypatch.setattr(registry, "modaliases", lambda: known)  # as it was a moment before
+    report = compare(registry, read_facts(whole))
+    assert (report.boot_nodes, report.boot_covered) == (2, 2)
+    assert list(report.uncovered) == [TG3]
 
 
 def test_an_empty_site_has_no_problem(registry: Registry, paths: SitePaths, whole: Path) -> None:

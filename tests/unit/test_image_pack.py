@@ -189,6 +189,15 @@ def test_a_damaged_frame_is_made_again(store: Store, damage: Callable[[bytes], b
     assert {path: path.read_bytes() for path in files} == whole
 
 
+def test_who_finds_a_damaged_frame_leaves_alone_what_another_build_makes_of_it(store: Store) -> None:
+    made = store.make("ab" * 32, lambda out: out.write(TEXT))
+    made.path.write_bytes(b"damaged")
+    assert store.get("ab" * 32) is None
+    assert made.path.exists(), "it may be whole again by now, and in use"
+    again = store.make("ab" * 32, lambda out: out.write(TEXT))
+    assert store.get("ab" * 32) == again == made
+
+
 def test_a_store_that_is_removed_meanwhile_is_an_error_and_no_short_image(store: Store) -> None:
     held = store.make("ab" * 32, lambda out: out.write(TEXT))
     held.path.unlink()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import lzma
 import os
 import subprocess
@@ -192,6 +193,36 @@ def test_a_damaged_module_is_an_error_or_says_nothing(shared: Path, tmp_path: Pa
         assert read_modinfo(broken) == []
     except CapsulekitError as error:
         assert "is not a kernel module" in error.message
+
+
+def test_a_compressed_module_that_is_cut_short_is_an_error_also_behind_its_sections(tmp_path: Path) -> None:
+    path = module(tmp_path, "x.ko")
+    packed = zstandard.ZstdCompressor().compress(path.read_bytes() + os.urandom(9000))
+    path.with_suffix(".ko.zst").write_bytes(packed[:-4000])
+    with pytest.raises(CapsulekitError, match=r"x\.ko\.zst cannot be unpacked: it is cut short"):
+        read_modinfo(path.with_suffix(".ko.zst"))
+    packed = gzip.compress(path.read_bytes())
+    path.with_suffix(".ko.gz").write_bytes(packed[:20] + bytes(20) + packed[40:])
+    with pytest.raises(CapsulekitError, match=r"x\.ko\.gz cannot be unpacked"):
+        read_modinfo(path.with_suffix(".ko.gz"))
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("softdep", "softdep"), ("softdep", "x"), ("weakdep", "weakdep"), ("alias", "alias"), ("alias", "alias x"),
+        ("alias", "alias dmi:svn Two Words* only"),
+    ],
+)  # fmt: skip
+def test_a_line_of_depmod_without_all_its_words_is_passed_over(tmp_path: Path, name: str, line: str) -> None:
+    folder = tmp_path / "lib/modules" / RELEASE
+    module(folder, "only.ko", "alias=pci:v1*")
+    depmod(tmp_path)
+    before = indexes(ModuleTree(tmp_path, RELEASE), ["kernel/only.ko"], Modprobe(True))
+    with (folder / f"modules.{name}").open("a") as file:
+        file.write(f"{line}\n")
+    kernel = ModuleTree(tmp_path, RELEASE)
+    assert indexes(kernel, kernel.closure(["only"]), Modprobe(True)) == before
 
 
 def test_a_damaged_compressed_module_is_an_error(tmp_path: Path) -> None:

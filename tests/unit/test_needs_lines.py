@@ -66,6 +66,10 @@ def runs(text: str) -> list[str]:
         ("setsid -w cttyhack a", ["a", "cttyhack", "setsid"]),
         ("timeout -k 1 5 a; timeout 5 b; nice -n 5 c; nice -10 d", ["a", "b", "c", "d", "nice", "timeout"]),
         ("trap 'a; b' EXIT; trap - EXIT; trap '' INT; eval 'c $x'", ["a", "b", "c"]),
+        ("trap -- 'a' EXIT; busybox b", ["a", "b", "busybox"]),
+        ("sh -c 'a; b'; sh -ec \"c\"; sh x -c; sh -c \"$x\"", ["a", "b", "c", "sh"]),
+        ("/bin/sh +x -c 'a $0' b", ["/bin/sh", "a"]),
+        ("timeout 5 sh -c 'a'", ["a", "sh", "timeout"]),
         ("chroot /x a", ["chroot"]),  # runs there, not here
         ("f() { shift; x; \"$@\"; }\nf a b; f a c d", ["b", "c", "x"]),
         ("f() { \"$@\" 2>y; }\ng() { f a; }\nf g", ["a"]),

@@ -114,6 +114,27 @@ def test_a_server_without_ranges_does_not_garble_the_file(net: Net) -> None:
     net.take()
 
 
+@pytest.mark.parametrize("size", [100_000, 512 * 195 - 3])
+def test_a_master_that_lies_about_ranges_is_asked_for_the_whole(net: Net, size: int) -> None:
+    net.data = net.data[:size]
+    (net.master.folder / net.digest).write_bytes(net.data)
+    (net.node.run / "f").write_bytes(b"abc" + net.data[:5000])
+    net.master.mode("lying")
+    net.take()
+    assert [line[1] for line in net.master.log] == ["bytes=5000-", "-"]
+
+
+def test_a_mirror_that_lies_about_ranges_is_not_asked_again(net: Net) -> None:
+    first, second = net.mirrors
+    first.mode("cut 5000")
+    second.mode("lying")
+    net.use(first, second)
+    net.take()
+    assert [line[1] for line in second.log] == ["bytes=5000-"]
+    assert (net.node.run / "mirrors").read_text() == ""
+    assert [line[1] for line in net.master.log] == ["-"]
+
+
 def test_an_error_in_place_of_a_range_keeps_what_is_there(net: Net) -> None:
     (net.node.run / "f").write_bytes(b"abc" + net.data[:5000])
     net.master.mode("error")
@@ -129,8 +150,10 @@ def test_a_master_that_no_longer_has_it_ends_the_waiting_at_once(net: Net) -> No
 
 def test_a_redirect_is_not_followed_and_its_page_not_taken(net: Net) -> None:
     net.master.mode("redirect")
+    (net.master.folder / "elsewhere").write_bytes(net.data)
     assert NAME in net.refused()
     assert net.got == b"abc"
+    assert {line[1] for line in net.master.log} == {"-"} and "/elsewhere" not in {line[0] for line in net.master.log}
 
 
 # --- several masters
@@ -194,11 +217,49 @@ def test_a_half_from_a_lying_mirror_is_not_held_against_the_master(net: Net) -> 
     assert [line[1] for line in net.master.log] == ["bytes=50000-", "-"]
 
 
+def test_a_half_from_a_mirror_of_an_earlier_attempt_is_not_held_against_the_master(net: Net) -> None:
+    (net.mirrors[0].folder / net.digest).write_bytes(os.urandom(50_000))
+    net.use(net.mirrors[0])
+    net.master.mode("error")
+    assert "truncated: 50000 of 100000 bytes" in net.refused()
+    net.use()
+    net.master.mode("good")
+    net.take()
+    assert f"mirror {net.mirrors[0].url} is not asked again" in net.console
+    assert "fetching it once more" not in net.console
+
+
 def test_a_cut_is_resumed_at_another_source(net: Net) -> None:
     net.mirrors[0].mode("cut 70000")
     net.use(net.mirrors[0])
     net.take()
     assert net.master.log[0][1] == "bytes=70000-"
+
+
+@pytest.mark.skipif(not Path("/proc/net/if_inet6").exists(), reason="needs a kernel with IPv6")
+def test_mirrors_and_masters_may_be_ipv6_addresses(net: Net, tmp_path: Path) -> None:
+    six = [Blobs(tmp_path / name, "::1") for name in ("six-mirror", "six-master")]
+    try:
+        for server in six:
+            (server.folder / net.digest).write_bytes(net.data)
+        (net.node.site / "masters").write_text(f"{six[1].url} https://[::1]:1\n")
+        net.use(six[0])
+        net.take()
+        six[0].mode("cut 30000")
+        (net.node.run / "f").unlink()
+        net.take()
+        assert [line[1] for line in six[1].log] == ["bytes=30000-"]
+        # Several in one curl, as small files come: its settings file spells the address in brackets too.
+        (net.node.run / "session.curl").write_text("")
+        (net.node.run / "masters.all").write_text(f"x {six[1].url}\n")
+        six[1].mode("good")
+        plain = 'tls() { curl -q -sS "$@"; }; '
+        net.node.out(f'{plain}echo "$RUN/small {net.digest} {len(net.data)}" | prefetch script')
+        assert six[1].log[-1][0] == f"/v1/scripts/{net.digest}"
+        assert (net.node.run / "small.part").read_bytes() == net.data
+    finally:
+        for server in six:
+            server.close()
 
 
 def test_private_files_are_never_asked_of_a_mirror(net: Net) -> None:
@@ -260,6 +321,15 @@ def test_a_file_that_is_there_and_right_is_not_fetched_again(net: Net) -> None:
     net.node.out(script)
     assert target.read_bytes() == net.data
     assert len(net.master.log) == 2
+
+
+def test_small_files_from_a_server_that_never_stops_do_not_fill_the_memory(net: Net) -> None:
+    net.master.mode("endless")
+    (net.node.run / "session.curl").write_text("")
+    (net.node.site / "masters").write_text(f"x {net.master.url}\n")
+    plain = 'tls() { command curl -q -sS --max-time 5 "$@"; }; '
+    net.node.out(f'{plain}echo "$RUN/small {net.digest} 1000" | prefetch script')
+    assert (net.node.run / "small.part").stat().st_size <= 1024
 
 
 def test_many_small_files_come_over_one_connection_and_a_wrong_one_is_fetched_again(net: Net) -> None:

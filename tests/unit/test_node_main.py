@@ -189,6 +189,24 @@ def test_debug_level_3_gives_a_shell_on_an_open_console_without_any_secret(node:
     assert not re.search(r":[1-9]", shown.partition("cttyhack sh")[2])
 
 
+def test_debug_level_1_shows_commands_and_never_the_session_key(node: Node) -> None:
+    (node.run / "plan").write_text(a_plan())
+    (node.run / "session.curl").write_text(f'header = "{KEY}"\n')
+    (node.run / "master").write_text("http://127.0.0.1:1 https://127.0.0.1:1\n")
+    (node.site / "ca.pem").write_text("")
+    (node.run.parent / "root/etc/capsulekit/agent").mkdir(parents=True)
+    words = 'queue a ok 1 x; send_queue || :; agent_session; tell_handoff; get public http://127.0.0.1:1/ || :; ' \
+            'get private https://127.0.0.1:1/ || :; echo p d 1 | prefetch private'  # fmt: skip
+    done = node.do(f"all() {{ {words}; }}; DEBUG=1; step layers all")
+    assert "+ send_queue" in done.stderr and "prefetch.curl" in done.stderr
+    assert "secret" not in done.stderr + done.stdout + console(node)
+    # What was said before the plan, the ticket and the key among it, is not traced in a later attempt either.
+    script = MAIN.replace("road() {", 'road() { echo "$DEBUG"; DEBUG=3;')
+    (node.run / "session.curl").unlink()
+    (node.proc / "sys/kernel/random/uuid").write_text("00000000-1\n")
+    assert node.do(init() + script).stdout.split() == ["0"] * 6
+
+
 @pytest.mark.parametrize(("level", "pause"), [("0", False), ("1", False), ("2", True), ("3", True)])
 def test_debug_level_2_waits_before_the_jump(node: Node, level: str, pause: bool) -> None:
     assert bool(node.out(f'sleep() {{ echo "$1"; }}; DEBUG={level}; debug_pause')) == pause

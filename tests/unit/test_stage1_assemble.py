@@ -226,6 +226,21 @@ def test_files_may_be_globs_with_exceptions(kernel: Path, shell: Path, tmp_path:
             taken(nothing)
 
 
+def test_a_folder_with_links_to_what_holds_it_is_taken_once(tmp_path: Path) -> None:
+    for path in ("usr/bin/tool", "usr/share/a/file", "usr/share/b/other"):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(path)
+    for path, target in (("bin/X11", "."), ("share/a/up", ".."), ("share/a/beside", "../b"), ("share/b/root", "/")):
+        (tmp_path / "usr" / path).symlink_to(target)
+    archive = Archive()
+    add_paths(archive, Tree(tmp_path), Patterns(("usr/bin/*", "usr/share/a")))
+    held = {entry.path: entry.target for entry in archive.entries() if not stat.S_ISDIR(entry.mode)}
+    assert held == {
+        "usr/bin/tool": None, "usr/bin/X11": ".", "usr/share/a/file": None, "usr/share/a/up": "..",
+        "usr/share/a/beside": "../b", "usr/share/b/other": None, "usr/share/b/root": "../../..",
+    }  # fmt: skip
+
+
 def test_with_kmods_modprobe_modules_stay_compressed_and_outside_of_the_frames(kernel: Path, shell: Path) -> None:
     plain, _ = assembled(kernel, shell)
     assert len(archives(plain)) == 1

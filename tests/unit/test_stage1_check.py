@@ -56,6 +56,12 @@ def mode(path: str, permissions: int) -> Change:
     return change
 
 
+def loader() -> bytes:
+    data = entries()[f"{LIB}/ld-test.so.2"].data
+    assert isinstance(data, bytes)
+    return data
+
+
 LIB = "usr/lib/test"
 NET, BUS = "kernel/net/net.ko", "kernel/net/bus.ko"
 PARTS = "usr/lib/capsulekit/parts.sh"
@@ -88,6 +94,13 @@ MISSING: dict[str, tuple[Change, list[str]]] = {
         drop(f"{LIB}/ld-test.so.2", "usr/lib64/ld-test.so.2"),
         ["usr/bin/tool needs /lib64/ld-test.so.2: not in the image", "usr/bin/tool needs libone.so.1: not in the image",
          f"{LIB}/libone.so.1 needs libtwo.so.2: not in the image"],
+    ),
+    "a loader of the program's class": (
+        put(f"{LIB}/ld-test.so.2", loader()[:18] + b"\x03" + loader()[19:], 0o755),
+        ["usr/bin/tool needs /lib64/ld-test.so.2: is of another class or machine"],
+    ),
+    "a loader that can be executed": (
+        mode(f"{LIB}/ld-test.so.2", 0o644), ["usr/bin/tool needs /lib64/ld-test.so.2: cannot be executed"]
     ),
     "the loader's link": (
         drop("usr/lib64/ld-test.so.2"), ["usr/bin/tool needs /lib64/ld-test.so.2: not in the image"]
@@ -192,6 +205,10 @@ MISSING: dict[str, tuple[Change, list[str]]] = {
     "a firmware's record": (
         put("usr/lib/capsulekit/stage1.json", record(firmware_missing=[{"module": "bus", "firmware": "net/old.bin"}])),
         ["net needs net/old.bin: neither in the image nor recorded as missing"],
+    ),
+    "modprobe in busybox": (
+        edit("usr/bin/busybox", "\0modprobe\0", "\0modprobf\0"),
+        ["the kernel needs sbin/modprobe: usr/bin/busybox has no such applet"],
     ),
     "modprobe": (drop("usr/sbin/modprobe"), ["the kernel needs sbin/modprobe: not in the image"]),
     "modules": (
@@ -354,6 +371,19 @@ def test_a_part_that_a_condition_asks_for_may_be_left_out() -> None:
     assert problems(known) == []
     put("usr/lib/capsulekit/more.sh", b"# shellcheck shell=sh\nless() { :; }\n")(known)
     assert problems(known) == ["init needs more: not in the image", "init needs /lib/capsulekit/x: not in the image"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'if ! [ -e "$LIB/more.sh" ]; then more; fi', 'if { ! [ -e "$LIB/more.sh" ]; }; then more; fi',
+        '! [ -e "$LIB/more.sh" ] || exit\nmore', '[ -e "$LIB/more.sh" ] || exit & more',
+    ],
+)  # fmt: skip
+def test_a_condition_that_holds_without_the_part_excuses_nothing(text: str) -> None:
+    known = entries()
+    edit("init", "part\n", f"part\n{text}\n")(known)
+    assert problems(known) == ["init needs more: not in the image"]
 
 
 def test_a_command_that_is_only_tried_may_be_missing() -> None:

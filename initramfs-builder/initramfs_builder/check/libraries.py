@@ -40,7 +40,8 @@ class _Object:
     path: str
     elf: Elf
     chain: tuple[str, ...]
-    rpath: tuple[str, ...]  # of everything above that has no RUNPATH
+    rpath: tuple[str, ...]  # of everything above, but of what has a RUNPATH
+    at: str  # the name it was opened by: $ORIGIN is the folder of that, not of what a link there leads to
 
 
 def check_libraries(image: Image) -> Iterator[Problem]:
@@ -71,28 +72,38 @@ def load(image: Image, path: str, elf: Elf) -> tuple[Loaded, list[Problem]]:
             problems.append(Problem("interpreter", (path, elf.interpreter)))
         else:
             folders = loader_folders(image, loader, fact)
+            if what := _unfit(fact, fact.elf, elf):
+                problems.append(Problem("interpreter", (path, elf.interpreter), what))
     loaded = Loaded(path, folders)
     for name in (path.rpartition("/")[2], elf.soname):
         if name:
             loaded.names[name] = path
     if loader is not None:
         loaded.names[loader.rpartition("/")[2]] = loaded.names[elf.interpreter or ""] = loader
-    todo = [_Object(path, elf, (path,), ())]
+    todo = [_Object(path, elf, (path,), (), path)]
     while todo:
         one = todo.pop(0)
         for wanted in _wants(image, one, loaded):
-            found = _search(image, one, wanted, loaded)
-            if found is None:
+            at = _search(image, one, wanted, loaded)
+            found = None if at is None else image.resolve(at)
+            if at is None or found is None:
                 problems.append(
                     Problem("library", (*one.chain, wanted[0] if len(wanted) == 1 else " or ".join(wanted)))
                 )
             elif found not in loaded.files:
                 fact = image.facts[found]
                 assert fact.elf is not None
-                todo.append(_Object(found, fact.elf, (*one.chain, wanted[0]), _passed_on(one)))
+                todo.append(_Object(found, fact.elf, (*one.chain, wanted[0]), _passed_on(one), at))
                 for name in (*wanted, fact.elf.soname):
                     loaded.names.setdefault(name or found, found)
     return loaded, problems
+
+
+def _unfit(loader: Fact, own: Elf, program: Elf) -> str | None:
+    """Why the kernel would not start a program with this loader, if it would not."""
+    if own.kind != program.kind:
+        return "is of another class or machine"
+    return None if loader.can_run else "cannot be executed"
 
 
 def loader_folders(image: Image, loader: str, fact: Fact) -> tuple[str, ...]:
@@ -127,19 +138,20 @@ def _wants(image: Image, one: _Object, loaded: Loaded) -> Iterator[tuple[str, ..
 
 
 def _search(image: Image, one: _Object, names: tuple[str, ...], loaded: Loaded) -> str | None:
-    """The file that the loader takes for a need of ``one``: of its class and machine, the first there is."""
-    own = _expanded(one.elf.runpath, one.path) or (*_expanded(one.elf.rpath, one.path), *one.rpath)
+    """The name by which the loader opens a need of ``one``: of its class and machine, the first there is."""
+    own = _expanded(one.elf.runpath, one.at) or (*_expanded(one.elf.rpath, one.at), *one.rpath)
     for name in names:
         places = [name] if "/" in name else [f"{folder}/{name}" for folder in (*own, *loaded.folders)]
         for place in places:
             fact = image.file(place)
             if fact is not None and fact.elf is not None and fact.elf.kind == one.elf.kind:
-                return image.resolve(place)
+                return place.lstrip("/")
     return None
 
 
 def _passed_on(one: _Object) -> tuple[str, ...]:
-    return () if one.elf.runpath else (*_expanded(one.elf.rpath, one.path), *one.rpath)
+    own = () if one.elf.runpath else _expanded(one.elf.rpath, one.at)
+    return (*own, *one.rpath)
 
 
 def _expanded(folders: tuple[str, ...], path: str) -> tuple[str, ...]:

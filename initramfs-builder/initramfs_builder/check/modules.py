@@ -13,6 +13,7 @@ from functools import lru_cache
 from initramfs_builder.check.libraries import load
 from initramfs_builder.check.problem import Problem
 from initramfs_builder.check.record import Record
+from initramfs_builder.check.scripts import find_command
 from initramfs_builder.depmod import COMPRESSED, module_of, spelled
 from initramfs_builder.drivers import ModuleIndex, module_index
 from initramfs_builder.errors import CapsulekitError
@@ -138,11 +139,10 @@ def _modprobe(index: ModuleIndex) -> Iterator[Problem]:
     """The modprobe that the kernel calls, and whether it can read what is there for it."""
     image, real = index.image, index.image.resolve(MODPROBE)
     fact = image.file(MODPROBE)
+    if what := find_command(image, MODPROBE):
+        yield Problem("command", ("the kernel", MODPROBE), what)
     if fact is None or real is None:
-        yield Problem("command", ("the kernel", MODPROBE))
         return
-    if not fact.can_run:
-        yield Problem("command", ("the kernel", MODPROBE), "cannot be executed")
     kmod = not real.rpartition("/")[2].startswith("busybox")
     kinds = {hit[0] for file in index.deps if (hit := COMPRESSED.search(file))}
     libraries = load(image, real, fact.elf)[0].names if kinds and fact.elf else {}

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
+from itertools import takewhile
 
 from initramfs_builder.check.problem import Problem
 from initramfs_builder.image import Fact, Image
@@ -31,9 +32,11 @@ BUILTINS = frozenset((
 ))  # fmt: skip
 # Commands that run the command in their arguments: options that take an argument of their own, arguments before it.
 RUNNERS = {
-    "command": ("", 0), "cttyhack": ("", 0), "env": ("uCS", 0), "exec": ("", 0), "ionice": ("cnp", 0), "nice": ("n", 0),
-    "nohup": ("", 0), "setsid": ("", 0), "time": ("fo", 0), "timeout": ("ks", 1), "xargs": ("adEILnPs", 0),
+    "busybox": ("", 0), "command": ("", 0), "cttyhack": ("", 0), "env": ("uCS", 0), "exec": ("", 0),
+    "ionice": ("cnp", 0), "nice": ("n", 0), "nohup": ("", 0), "setsid": ("", 0), "time": ("fo", 0),
+    "timeout": ("ks", 1), "xargs": ("adEILnPs", 0),
 }  # fmt: skip
+SHELLS = ("ash", "dash", "sh")  # told with -c what to run
 # Commands that give variables a value → whether also without a "=".
 GIVERS = {"export": False, "getopts": True, "local": False, "read": True, "readonly": False, "unset": True}
 ARGUMENTS = (Word(("", Variable("@"))), Word((Variable("@"),)))
@@ -266,8 +269,8 @@ def _names(words: tuple[Word, ...], values: Mapping[str, str], inner: Mapping[st
         places = [at for at, text in enumerate(texts) if text in ("-exec", "-execdir", "-ok", "-okdir")]
         for at in places:
             yield from _names(words[at + 1 :], values, inner)
-    elif name in ("trap", "eval") and texts[1:] and texts[1] not in (None, "-", ""):
-        for command in _parsed(texts[1] or "").commands:
+    elif quoted := _in_quotes(name, texts[1:]):
+        for command in _parsed(quoted).commands:
             yield from _names(command.words, values, inner)
     elif name in inner and not (name == "command" and texts[1:2] in (["-v"], ["-V"])):
         rest = _after_options(texts[1:], inner[name][0])[inner[name][1] :]
@@ -275,6 +278,19 @@ def _names(words: tuple[Word, ...], values: Mapping[str, str], inner: Mapping[st
             rest = rest[1:]
     if rest:
         yield from _names(words[len(words) - len(rest) :], values, inner)
+
+
+def _in_quotes(name: str, texts: list[str | None]) -> str | None:
+    """The commands that trap, eval or sh -c are given as text, as far as it can be told."""
+    if name in ("trap", "eval"):
+        texts = texts[1:] if texts[:1] == ["--"] else texts
+        return None if texts[:1] == ["-"] else next(iter(texts), None)
+    if name.rpartition("/")[2] not in SHELLS:
+        return None
+    options = list(takewhile(lambda text: text is not None and text[:1] in ("-", "+"), texts))
+    runs = any("c" in (option or "") and not (option or "").startswith("--") for option in options)
+    given = next(iter(texts[len(options) :]), None) if runs else None
+    return None if given is None or "{}" in given else given  # find and xargs put something there
 
 
 @lru_cache(maxsize=256)

@@ -57,6 +57,7 @@ compose() { # fetch what is missing, each entry behind its header
         [ -z "$(sed -n "${compose_n}p" "$COMPOSED")" ] || continue
         compose_open
         take "$INITRD" "$compose_path" "$compose_digest" "$compose_size" "$compose_where" "$compose_at"
+        truncate -s "$((compose_at + compose_size))" "$INITRD" # an earlier attempt may have ended in compose_close
         compose_close
         printf '%s %s %s %s %s\n' "$compose_path" "$compose_digest" "$compose_at" "$compose_size" \
             "$(file_size "$INITRD")" >>"$COMPOSED"
@@ -87,10 +88,10 @@ compose_close() {
     fi
 }
 
-compose_acls() { # what squashfs can't hold; small, fetched before
-    for compose_acl in "$CAPSULE"/layers/*.acl; do
-        [ ! -f "$compose_acl" ] || cpio_small "$INITRD" "layers/${compose_acl##*/}" "$compose_acl"
-    done
+compose_acls() { # what squashfs can't hold; small, fetched before. By the plan: an older one's files may lie there too
+    while read -r _ compose_acl _; do
+        cpio_small "$INITRD" "$compose_acl" "$CAPSULE/$compose_acl"
+    done <"$COMPOSED.acls"
 }
 
 compose_end() { # NODE-LAYER: add the node's own layer and the order in which stage 2 mounts them, topmost first

@@ -14,13 +14,20 @@ disk_open() { # mount it if it is there
     ! disk_mounted || return 0
     mkdir -p "$DISK"
     if ! mount -o nosuid,nodev,noexec,noatime "$disk_device" "$DISK" 2>"$RUN/disk.err" ||
-        ! mkdir -p "$BLOBS" 2>"$RUN/disk.err"; then
+        ! disk_folder 2>"$RUN/disk.err"; then
         umount "$DISK" 2>/dev/null || :
         detail "$disk_device is not used: $(printable "$(sed -n '$p' "$RUN/disk.err")")"
         return 0
     fi
     rm -f "$BLOBS"/*.new # a node that was switched off in the middle left them
     detail "$disk_device, $(($(disk_free) / 1048576)) MB free"
+}
+
+disk_folder() { # a link could lead to where nothing may be written or removed
+    for disk_path in "$DISK/capsulekit" "$BLOBS"; do
+        [ ! -L "$disk_path" ] || { printf '%s\n' "${disk_path#"$DISK/"} is a link" >&2 && return 1; }
+    done
+    mkdir -p "$BLOBS"
 }
 
 disk_mounted() { grep -q -F " $DISK " "$PROC/mounts"; }

@@ -1,6 +1,6 @@
 # shellcheck shell=sh
 # Drivers for what is on the bus, and the few that a capsule always needs.
-# needs: cat modprobe sort xargs
+# needs: cat modprobe sort tr xargs
 
 # By its path: busybox's shell runs its own applet for the plain word, also where kmod's program is in PATH, and the
 # applet can't load what kmod can.
@@ -21,7 +21,8 @@ load_for_bus() { # drivers bring new buses (virtio below PCI), so look again unt
         [ "$bus_now" != "$bus_before" ] || break
         bus_before=$bus_now
         # Most aliases match no module of this image: modprobe says so with its status.
-        printf '%s\n' "$bus_now" | xargs -r "$MODPROBE" -a -q 2>/dev/null || :
+        # Zeros between them: xargs gives up at a lone quote, which firmware may have put into a name.
+        printf '%s\n' "$bus_now" | tr '\n' '\000' | xargs -0 -r "$MODPROBE" -a -q 2>/dev/null || :
     done
     : "$bus_round"
 }

@@ -40,9 +40,9 @@ append_once() { # FILE SIZE URL START KIND: grow what FILE has behind START towa
 
 fill() { # FILE NAME DIGEST SIZE KIND START: ask the sources until SIZE bytes lie behind START; false with the reason
     fill_idle=0
+    fill_most=$(file_size "$1")
     while :; do
-        fill_before=$(file_size "$1")
-        [ $((fill_before - $6)) -lt "$4" ] || return 0
+        [ $(($(file_size "$1") - $6)) -lt "$4" ] || return 0
         sources "$5" "$3" >"$RUN/sources"
         fill_gone=yes
         while read -r fill_what fill_base fill_url <&4; do
@@ -55,7 +55,8 @@ fill() { # FILE NAME DIGEST SIZE KIND START: ask the sources until SIZE bytes li
         done 4<"$RUN/sources"
         [ "$fill_gone" = no ] || because "$2: no longer on the master (404): the capsule was replaced or removed" || return 1
         fill_idle=$((fill_idle + 1))
-        [ "$(file_size "$1")" -le "$fill_before" ] || fill_idle=1
+        # More than ever before: a server that begins again each time, and is cut each time, must come to an end.
+        [ "$(file_size "$1")" -le "$fill_most" ] || fill_idle=1 fill_most=$(file_size "$1")
         [ "$fill_idle" -lt "$FETCH_ROUNDS" ] || because "$2: $fill_why" || return 1
         sleep "$(jittered $((2 * fill_idle)))"
     done
@@ -146,6 +147,6 @@ prefetch() { # private|script, and lines "TARGET DIGEST SIZE" on stdin: over one
         printf 'output = "%s.part"\n' "$prefetch_target"
     done >>"$RUN/prefetch.curl"
     [ -s "$RUN/prefetch.curl" ] || return 0
-    (ulimit -f $(((prefetch_most + 511) / 512)) && tls -f --speed-limit 1000 --speed-time 20 \
+    (ulimit -f $(((prefetch_most + 511) / 512)) && tls -f --fail-early --speed-limit 1000 --speed-time 20 \
         -K "$SESSION" -K "$RUN/prefetch.curl" >/dev/null 2>&1) || :
 }

@@ -123,10 +123,16 @@ nic_leads_to_master() { # NIC
 nic_release() { # NIC: its address must not be in the way of the next one's
     dhcp_stop
     rm -f "$RUN/lease" "$RUN/address"
+    nic_six "$1" 1
     ip addr flush dev "$1"
 }
 
+nic_six() { # NIC 0|1: whether it is without IPv6; on again, it asks routers at once (else they may say nothing for minutes)
+    [ ! -e "$PROC/sys/net/ipv6/conf/$1/disable_ipv6" ] || printf '%s\n' "$2" >"$PROC/sys/net/ipv6/conf/$1/disable_ipv6"
+}
+
 nic_up() { # NIC SECONDS: link and address; false with the reason. Called where set -e is off: each step is tested.
+    nic_six "$1" 0
     ip link set "$1" up || because "$1: could not be brought up" || return 1
     until_true "$2" has_carrier "$1" || because "$1: no carrier after $2 s" || return 1
     rm -f "$RUN/lease" "$RUN/address"

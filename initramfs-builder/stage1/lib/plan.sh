@@ -28,9 +28,11 @@ plan_is_text() { # FILE: printable ASCII, the last line ended (a cut line would 
 
 plan_lines_known() { # FILE MAC
     plan_number=0
-    while IFS=' ' read -r plan_kind plan_rest; do
+    while IFS= read -r plan_line; do
         plan_number=$((plan_number + 1))
-        plan_line_known "$2" "$plan_kind" "$plan_rest" ||
+        # No space is skipped: what reads a line later must find the words that are checked here.
+        plan_rest=${plan_line#"${plan_line%% *}"}
+        plan_line_known "$2" "${plan_line%% *}" "${plan_rest# }" ||
             fail "plan: line $plan_number is not understood: $(printable "$plan_kind $plan_rest")"
     done <"$1"
 }
@@ -62,11 +64,12 @@ is_public_key() { # minisign's base64 line: 42 bytes
 }
 
 plan_item_known() { # KIND REST
-    item_kind=$1
+    item_kind=$1 item_rest=$2
     set -f
     # shellcheck disable=SC2086 # split into words; no globbing while -f is set
     set -- $2
     set +f
+    [ "$*" = "$item_rest" ] || return 1
     case $item_kind:$# in
         file:4) is_member "$1" && is_hex "$2" 64 && is_number "$3" && is_one_of "$4" public private ;;
         layer:2) is_layer "$1" && is_number "$2" ;;
@@ -74,7 +77,7 @@ plan_item_known() { # KIND REST
             is_word "$1" && is_order "$2" && is_word "$3" && is_word "$4" && is_hex "$5" 64 && is_number "$6" &&
                 is_one_of "$7" required optional
             ;;
-        provision:1) case $1 in provision/*/[0-9]*-*) is_member "$1" ;; *) return 1 ;; esac ;;
+        provision:1) is_provision "$1" ;;
         data:4) is_word "$1" && is_word "$2" && is_hex "$3" 64 && is_number "$4" ;;
         *) return 1 ;;
     esac
@@ -83,6 +86,15 @@ plan_item_known() { # KIND REST
 is_one_of() { [ "$1" = "$2" ] || [ "$1" = "$3" ]; }
 
 is_order() { case $1 in [0-9] | [0-9][0-9] | [0-9][0-9][0-9]) ;; *) return 1 ;; esac }
+
+is_provision() { # provision/STATE/NUMBER-NAME
+    provision_state=${1#provision/}
+    provision_state=${provision_state%%/*}
+    provision_file=${1##*/}
+    case $provision_file in *-*) ;; *) return 1 ;; esac
+    [ "$1" = "provision/$provision_state/$provision_file" ] && is_word "$provision_state" &&
+        is_order "${provision_file%%-*}" && is_word "${provision_file#*-}"
+}
 
 is_layer() { # layers/NAME: one level, so that its name can stand in a list and as a file of the initrd
     case $1 in

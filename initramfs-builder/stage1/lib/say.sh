@@ -46,11 +46,13 @@ reboot_needed() { # TEXT...: like fail, when only a new start of the machine can
     fail "$@"
 }
 
-karg() { # NAME: value of NAME=VALUE on the kernel command line; empty when it is not there
+karg() { # NAME: value of the last NAME=VALUE of the kernel command line, as with the kernel's own; empty without one
+    karg_value=
     # shellcheck disable=SC2013 # words are wanted, not lines
     for karg_word in $(cat "$PROC/cmdline"); do
-        case $karg_word in "$1="*) printf '%s\n' "${karg_word#*=}" && return ;; esac
+        case $karg_word in "$1="*) karg_value=${karg_word#*=} ;; esac
     done
+    [ -z "$karg_value" ] || printf '%s\n' "$karg_value"
 }
 
 centiseconds() { # since the kernel started; /proc/uptime counts in hundredths

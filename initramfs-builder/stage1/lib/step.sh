@@ -91,6 +91,7 @@ send_queue() { # one connection for all reports that wait
         } >>"$RUN/progress.curl"
     done
     [ -s "$RUN/progress.curl" ] || return 0
-    curl -q -K "$RUN/progress.curl" </dev/null 2>/dev/null || return 1
+    # Early: a master that is gone costs one time-out, not one for each report.
+    curl -q --fail-early -K "$RUN/progress.curl" </dev/null 2>/dev/null || return 1
     rm -f "$RUN"/queue/* "$RUN/progress.curl"
 }
