@@ -379,7 +379,7 @@ def test_a_build_killed_in_the_middle_leaves_nothing_that_hinders_the_next(
         _, said = child.communicate(timeout=60)
         assert child.returncode == {signal.SIGINT: 1}.get(how, -how)
         assert b"Traceback" not in said
-    assert wait_for(lambda: not running(cold), 90), running(cold)
+    assert wait_for(lambda: not running(cold), 20), running(cold)
     assert mounts(tmp_path) == [] and not out.exists()
     ok(*words)
     assert out.read_bytes() == small.read_bytes()

@@ -92,7 +92,7 @@ def killed(words: list[str], moment: float, cache: Path) -> bool:
                 return False
             except subprocess.TimeoutExpired:
                 child.kill()
-        assert wait_for(lambda: not orphans(), 90), orphans()
+        assert wait_for(lambda: not orphans(), 20), orphans()
     assert mounts(cache) == []
     return True
 
@@ -154,7 +154,7 @@ def test_whatever_a_killed_build_had_started_ends_with_it(tmp_path: Path) -> Non
         assert wait_for(lambda: set(asleep) <= set(orphans()), 120), child.communicate(timeout=1)
         child.kill()
         child.wait()
-        assert wait_for(lambda: not orphans(), 90), orphans()
+        assert wait_for(lambda: not orphans(), 20), orphans()
     assert mounts(cache) == [] and not out.exists()
 
 
