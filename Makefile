@@ -12,15 +12,16 @@ demo:
 	@./setup.sh demo
 	@$(PYTHON) -m provisioner.lab.demo --nodes $(NODES)
 
-# What needs no emulated machine and no second full build, cheap tests first.
+# What needs no emulated machine and no build after the other, cheap tests first, on two cores.
 check:
 	@./setup.sh test
-	@$(PYTEST) -m "not long" tests/unit tests/integration
+	@status=0; $(PYTEST) -n 2 tests/unit || status=1; \
+	$(PYTEST) -n 2 --dist loadfile -m "not long" tests/integration || status=1; exit $$status
 
-# An emulated machine keeps one core busy: two files of them at a time.
+# A build uses all cores; an emulated machine keeps one busy: two files of them at a time.
 test:
 	@./setup.sh test
-	@status=0; $(PYTEST) tests/unit tests/integration || status=1; \
+	@status=0; $(PYTEST) -n 2 tests/unit || status=1; $(PYTEST) tests/integration || status=1; \
 	$(PYTEST) -n 2 --dist loadfile tests/e2e || status=1; exit $$status
 
 # What `make test` does a few times, very often.

@@ -20,6 +20,7 @@ from capsulekit.files import sha256_file
 from capsulekit.lock.model import Lock, load
 
 pytestmark = [
+    pytest.mark.long,
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root to see what every process has mounted"),
     pytest.mark.skipif(not shutil.which("mmdebstrap"), reason="needs mmdebstrap"),
 ]
@@ -97,7 +98,6 @@ def killed(words: list[str], moment: float, cache: Path) -> bool:
     return True
 
 
-@pytest.mark.long
 @pytest.mark.timeout(300 + 30 * KILLS)
 def test_builds_killed_at_random_moments_leave_a_cache_that_the_next_one_uses(small: Path, tmp_path: Path) -> None:
     print(f"CAPSULEKIT_SEED={SEED}")
@@ -136,7 +136,9 @@ def whole_cache(cache: Path, lock: Lock) -> None:
         path = packages[name]
         assert path.read_text() == ok("dpkg-deb", "-f", path.with_suffix(".pkg"))
     steps = [p for p in (cache / "steps").iterdir() if p.suffix != ".lock"]
-    assert {p.name.partition("-")[0] for p in steps} == {"install", "rootfs", "modules", "initrd", "papers"}
+    # One that was forgotten before a killed build, as "install", is not made again while what is made of it is there.
+    made, needed = {p.name.partition("-")[0] for p in steps}, {"rootfs", "modules", "initrd", "papers"}
+    assert needed <= made <= needed | {"install"}
     assert all(map(_intact, steps))
     assert [p.name for p in (cache / "tmp").iterdir()] == [".lock"]
 

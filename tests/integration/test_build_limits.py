@@ -18,6 +18,7 @@ from step_desk import Desk, Report, read
 from capsulekit.recipe.load import loads_recipe
 
 pytestmark = [
+    pytest.mark.long,
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root to look into layers"),
     pytest.mark.skipif(not shutil.which("mmdebstrap"), reason="needs mmdebstrap"),
 ]

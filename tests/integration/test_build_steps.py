@@ -14,9 +14,12 @@ from building import cold_cache, nothing_left, ok, sh
 from step_desk import CHILD, Desk, Report, read
 
 pytestmark = [
+    pytest.mark.long,
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root to look into layers"),
     pytest.mark.skipif(not shutil.which("mmdebstrap"), reason="needs mmdebstrap"),
 ]
+
+
 # --- what a change makes again
 
 
@@ -51,7 +54,6 @@ def test_a_package_that_a_child_adds_is_installed_on_what_its_parents_name(desk:
     assert report.capsule.read_bytes() == desk.from_nothing().capsule.read_bytes()
 
 
-@pytest.mark.long
 def test_a_changed_account_or_unit_is_brought_into_the_installed_root(
     system: tuple[Desk, Report], tmp_path: Path
 ) -> None:

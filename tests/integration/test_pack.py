@@ -66,6 +66,7 @@ def kept(path: bytes) -> bool:
     return not path.startswith(b"boot/")
 
 
+@pytest.mark.long
 def test_everything_a_file_system_can_hold_is_on_the_mounted_stack(tree: Path, tmp_path: Path) -> None:
     make_hostile(tree)
     (tree / "usr").chmod(0o711)  # a folder that the modules' layer has too

@@ -20,6 +20,7 @@ from capsulekit.cache import Cache, default_cache_dir
 from capsulekit.capsule.read import open_capsule
 
 pytestmark = [
+    pytest.mark.long,
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become another user and to mount a file system"),
     pytest.mark.skipif(not shutil.which("mmdebstrap"), reason="needs mmdebstrap"),
     pytest.mark.skipif(not list(Path("/usr/lib").glob("*/datefudge/datefudge.so")), reason="needs datefudge"),

@@ -17,6 +17,7 @@ from capsulekit.cache import default_cache_dir
 from capsulekit.capsule.read import open_capsule
 
 pytestmark = [
+    pytest.mark.long,
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become somebody else"),
     pytest.mark.skipif(not shutil.which("newuidmap"), reason="needs newuidmap (package uidmap)"),
 ]
