@@ -152,6 +152,7 @@ def test_a_package_changed_under_its_name_and_version_is_refused_by_its_lock(sit
     clean(site)
 
 
+@pytest.mark.long
 def test_a_truncated_download_is_refused_by_name(site: Site) -> None:
     site.archive.mirror.cut.add("libtool1_1.0_amd64.deb")
     done = site.build()
@@ -195,6 +196,7 @@ def test_a_build_from_a_lock_trusts_the_locks_keys_and_no_others(site: Site) -> 
     refused(site.build("--locked"), 3, "the package archive's index does not hold")
 
 
+@pytest.mark.long
 def test_updating_one_package_leaves_all_others_even_those_the_archive_has_dropped(site: Site) -> None:
     site.locked()
     site.build("--locked")  # the packages are in the cache now

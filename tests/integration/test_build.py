@@ -96,6 +96,7 @@ def test_without_any_route_to_the_world_the_same_bytes_are_built(small: Path, tm
     assert small.read_bytes() == out.read_bytes(), difference(small, out, tmp_path)
 
 
+@pytest.mark.long
 def test_two_builds_of_one_recipe_at_once_are_both_right(small: Path, tmp_path: Path, cold: Path) -> None:
     lock = lock_of(small, tmp_path)
     outs = [tmp_path / f"{n}.vnfs" for n in range(2)]
@@ -120,6 +121,7 @@ def test_a_second_build_makes_nothing_anew(small: Path, tmp_path: Path) -> None:
     assert (tmp_path / "x.vnfs").read_bytes() == small.read_bytes()
 
 
+@pytest.mark.long
 def test_a_damaged_result_is_never_made_again_from_a_damaged_package(small: Path, tmp_path: Path, cold: Path) -> None:
     words = build_words(built.BUSYBOX, tmp_path / "x.vnfs", cold, "--lock", lock_of(small, tmp_path))
     ok(*words)
@@ -326,6 +328,7 @@ def test_where_the_capsule_cannot_go_is_said_before_anything_is_built(recipe: Pa
     assert list((cold / "steps").iterdir() if (cold / "steps").exists() else []) == []
 
 
+@pytest.mark.long
 def test_a_script_of_the_recipe_that_fails_is_named(recipe: Path, tmp_path: Path, cold: Path) -> None:
     (tmp_path / "bad.sh").write_text("#!/bin/sh\necho about to fail\nexit 3\n")
     recipe.write_text(recipe.read_text() + '[scripts]\nrootfs = ["bad.sh"]\n[files."/bin/sh"]\nsource = "busybox"\n')
@@ -335,6 +338,7 @@ def test_a_script_of_the_recipe_that_fails_is_named(recipe: Path, tmp_path: Path
     nothing_left(tmp_path, cold)
 
 
+@pytest.mark.long
 def test_a_root_without_its_init_is_refused(recipe: Path, tmp_path: Path, cold: Path) -> None:
     extended(recipe, 'init = "/bin/busybox"\n', "")
     refused(sh(*build_words(recipe, tmp_path / "x.vnfs", cold)), 1, "the root has no /sbin/init", "systemd-sysv")
@@ -363,6 +367,7 @@ def test_an_unreadable_or_damaged_capsule_is_one_line_for_verify(small: Path, tm
 # --- killed in the middle
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_a_build_killed_in_the_middle_leaves_nothing_that_hinders_the_next(
     small: Path, tmp_path: Path, cold: Path, how: signal.Signals

@@ -362,6 +362,7 @@ def test_what_cannot_be_read_is_refused_by_name(tree: Path, tmp_path: Path) -> N
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.long
 def test_memory_does_not_grow_with_the_tree(tree: Path, tmp_path: Path) -> None:
     def peak(out: Path) -> int:
         """The largest process's peak, in KiB."""

@@ -85,6 +85,7 @@ def test_our_signatures_are_those_that_minisign_makes(tmp_path: Path) -> None:
     assert ours.split("\n")[1:] == (tmp_path / "data.minisig").read_text().split("\n")[1:]
 
 
+@pytest.mark.long
 def test_a_password_key_of_minisign_opens_for_us(tmp_path: Path) -> None:
     ok(tmp_path, "minisign", "-G", "-p", "k.pub", "-s", "k.key", stdin="a secret\na secret\n")
     key = minisign.load_secret(tmp_path / "k.key", lambda: b"a secret")
@@ -93,6 +94,7 @@ def test_a_password_key_of_minisign_opens_for_us(tmp_path: Path) -> None:
         minisign.load_secret(tmp_path / "k.key", lambda: b"another")
 
 
+@pytest.mark.long
 def test_our_keys_sign_with_minisign(tmp_path: Path) -> None:
     (tmp_path / "data").write_bytes(b"data")
     for name, password in (("plain", None), ("locked", b"a secret")):
@@ -126,6 +128,7 @@ def test_keygen_makes_a_pair_and_never_overwrites_it(tmp_path: Path) -> None:
     assert ((tmp_path / "k").read_bytes(), (tmp_path / "k.pub").read_bytes()) == before
 
 
+@pytest.mark.long
 def test_keygen_asks_twice_at_a_terminal(tmp_path: Path) -> None:
     with pexpect.spawn(PROGRAM, ["keygen", str(tmp_path / "k")], timeout=60, encoding="utf-8") as child:
         for prompt, answer in ((r"Password for .*: ", "one"), ("Again: ", "two")):

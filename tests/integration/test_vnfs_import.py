@@ -224,6 +224,7 @@ VnfsStore(SitePaths(Path(config), Path(state)), registry).import_file(Path(capsu
 """
 
 
+@pytest.mark.long
 def test_an_import_killed_at_any_write_shows_nothing_and_can_be_done_again(paths: SitePaths, capsule: Path) -> None:
     """Walk through every write, each time on a fresh store, until one run gets to its end."""
     killed = 0
