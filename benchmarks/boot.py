@@ -43,7 +43,7 @@ def bench_boot(folder: Path) -> None:
         print(steps_text(events, started))
         used = next((e.mem_used_kb for e in reversed(events) if e.state == "ready"), None)
         print(f"  memory used by the running node {(used or 0) / 1024:.0f} MB of 1024, layers held in RAM included")
-        link = json.loads(lab.run(["ip", "-json", "-s", "link", "show", machine.machine.tap]))[0]
+        link = json.loads(lab.run(["ip", "-json", "-s", "link", "show", machine.machine.cards[-1].tap]))[0]
         sent = link["stats64"]["tx"]["bytes"]
     size = capsule.stat().st_size
     print(f"  bytes sent to the node, everything on its wire {sent / 1e6:.1f} MB (capsule {size / 1e6:.1f} MB)")
