@@ -72,7 +72,7 @@ def failed_with(store: Store, since: float, *words: str) -> Node:
         ) and all(w in node.error for w in words)
 
     node = store.bench.site.wait(MAC, is_it, 240, f"failed with {words}")
-    shown = store.bench.faulty.console.expect(r"FAILED [^\r\n]*" + words[0] + r"[^\r\n]*", 60).group(0)
+    shown = store.bench.faulty.console.expect(r"FAILED [^\r\n]*" + words[0] + r"[^\r\n]*\r", 60).group(0)
     assert all(word in shown for word in words)
     status = store.bench.site.command("node", "status", node.hostname)
     assert "failed" in status and all(word in status for word in words)

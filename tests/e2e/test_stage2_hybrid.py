@@ -51,7 +51,7 @@ def lower(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lo
 
 
 def test_a_stage_2_that_fails_says_why_and_the_master_learns_of_it(lower: Lower) -> None:
-    shown = lower.machine.console.expect(r"FAILED stage 2: [^\r\n]*", BOOT).group(0)
+    shown = lower.machine.console.expect(r"FAILED stage 2: [^\r\n]*\r", BOOT).group(0)
     assert "ck.overlay-size=junk is no size: a number with k, m, g or %" in shown
     lower.machine.console.expect(r"rebooting in \d+ s; the master sees", 10)
     lower.bench.site.command("node", "set", "vnfs", HYBRID, "hybrid")
