@@ -12,7 +12,7 @@ demo:
 	@./setup.sh demo
 	@$(PYTHON) -m provisioner.lab.demo --nodes $(NODES)
 
-# What needs no emulated machine and no build after the other, cheap tests first, on two cores.
+# All that needs no emulated machine and is not marked long, cheap tests first, two at a time.
 check:
 	@./setup.sh test
 	@status=0; $(PYTEST) -n 2 tests/unit || status=1; \

@@ -7,6 +7,7 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from building import build_words, cold_cache, ok, sh, unpacked
 
@@ -46,14 +47,13 @@ class Report:
     """What `build --json` said, and the capsule."""
 
     capsule: Path
-    told: dict[str, object]
+    told: dict[str, Any]
 
     @property
     def made(self) -> set[str]:
         """The steps that were made, of those that can be reused; "install N packages" is there only when made."""
         always = {"choose packages", "fetch packages", "pack and sign"}
-        steps: list[dict[str, object]] = self.told["steps"]  # type: ignore[assignment]
-        return {str(s["name"]) for s in steps if not s["reused"]} - always
+        return {str(s["name"]) for s in self.told["steps"] if not s["reused"]} - always
 
 
 @dataclass(frozen=True)

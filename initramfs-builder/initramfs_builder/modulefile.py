@@ -6,16 +6,12 @@ Format: elf(5); modules come as .ko, or as .ko.xz, .ko.zst, .ko.gz.
 
 from __future__ import annotations
 
-import gzip
-import lzma
 import os
 import struct
-import zlib
 from pathlib import Path
 
-import zstandard
-
 from initramfs_builder.errors import CapsulekitError
+from initramfs_builder.modulebytes import unpacked
 
 # e_shoff, e_shentsize, e_shnum, e_shstrndx at their places in the header; then sh_name, sh_offset, sh_size.
 LAYOUTS = {1: ("32xI10xHHH", "I12xII"), 2: ("40xQ10xHHH", "I20xQQ")}
@@ -26,7 +22,7 @@ SECTION_MAX = 1 << 20  # bytes; the largest there are have a tenth of it
 
 def read_modinfo(path: Path) -> list[tuple[str, str]]:
     """The (key, value) pairs of a module's .modinfo section. Raises CapsulekitError when it is no kernel module."""
-    return parse_modinfo(unpacked(path), str(path))
+    return parse_modinfo(unpacked(path.read_bytes(), str(path)), str(path))
 
 
 def parse_modinfo(data: bytes, name: str) -> list[tuple[str, str]]:
@@ -58,23 +54,3 @@ def _section(data: bytes) -> bytes:
                 raise ValueError(f"its .modinfo has {length} bytes")
             return data[start : start + length]
     return b""
-
-
-def unpacked(path: Path) -> bytes:
-    """A module's bytes, uncompressed. Raises CapsulekitError when they are damaged."""
-    data = path.read_bytes()
-    try:
-        match path.suffix:
-            case ".xz":
-                return lzma.decompress(data)
-            case ".zst":
-                unpacker = zstandard.ZstdDecompressor().decompressobj()
-                plain = unpacker.decompress(data)
-                if not unpacker.eof:
-                    raise EOFError("it is cut short")
-                return plain
-            case ".gz":
-                return gzip.decompress(data)
-    except (lzma.LZMAError, zstandard.ZstdError, zlib.error, OSError, EOFError) as error:
-        raise CapsulekitError(f"{path} cannot be unpacked: {error}") from error
-    return data

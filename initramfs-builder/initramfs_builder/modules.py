@@ -19,7 +19,8 @@ from initramfs_builder.cpio import Sink, Slice
 from initramfs_builder.depmod import COMPRESSED, Index, is_plain, module_of, plain_name, read_index, spelled
 from initramfs_builder.errors import CapsulekitError
 from initramfs_builder.firmware import Firmware, find_firmware
-from initramfs_builder.modulefile import read_modinfo, unpacked
+from initramfs_builder.modulebytes import unpacked
+from initramfs_builder.modulefile import read_modinfo
 from initramfs_builder.pack import THREADS
 from initramfs_builder.patterns import Patterns, is_glob
 from initramfs_builder.store import Store
@@ -113,7 +114,7 @@ class ModuleTree:
         path = self._must(file)
         if kept_as == file:
             return path
-        plain = unpacked(path)
+        plain = unpacked(path.read_bytes(), str(path))
         if kept_as == plain_name(file):
             return plain
         made_of = hashlib.sha256(f"module {ZSTD.identity(level)} ".encode())

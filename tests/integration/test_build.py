@@ -6,9 +6,7 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,7 +25,6 @@ from building import (
     running,
     sh,
     unpacked,
-    wait_for,
 )
 
 from capsulekit.apt import mmdebstrap
@@ -362,34 +359,6 @@ def test_an_unreadable_or_damaged_capsule_is_one_line_for_verify(small: Path, tm
     whole[len(whole) // 2] ^= 1
     (tmp_path / "bad.vnfs").write_bytes(whole)
     refused(sh(PROGRAM, "verify", tmp_path / "bad.vnfs", "--pubkey", public), 3)
-
-
-# --- killed in the middle
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_a_build_killed_in_the_middle_leaves_nothing_that_hinders_the_next(
-    small: Path, tmp_path: Path, cold: Path, how: signal.Signals
-) -> None:
-    out = tmp_path / "x.vnfs"
-    # A shell that put the tests into the background may have had INT ignored, which children inherit.
-    words = ["env", "--default-signal=INT"]
-    words += build_words(built.BUSYBOX, out, cold, "--lock", lock_of(small, tmp_path), "--offline")
-    with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True) as child:
-        # Where it works is seen by nobody else, so its log tells that it has begun.
-        assert wait_for(lambda: list((cold / "tmp").glob("*/install.log")), 60), "mmdebstrap never started"
-        time.sleep(0.3)
-        child.send_signal(how)
-        _, said = child.communicate(timeout=60)
-        assert child.returncode == {signal.SIGINT: 1}.get(how, -how)
-        assert b"Traceback" not in said
-    assert wait_for(lambda: not running(cold), 20), running(cold)
-    assert mounts(tmp_path) == [] and not out.exists()
-    ok(*words)
-    assert out.read_bytes() == small.read_bytes()
-    out.unlink()
-    nothing_left(tmp_path, cold)
 
 
 def test_an_archive_signed_by_someone_else_is_a_matter_of_trust(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import time
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import built
 import pytest
-from building import adopting, build_words, cold_cache, lock_of, mounts, nothing_left, ok, wait_for
+from building import adopting, build_words, cold_cache, lock_of, mounts, nothing_left, ok, running, wait_for
 
 from capsulekit.cache import Cache, _intact, default_cache_dir
 from capsulekit.files import sha256_file
@@ -182,3 +183,27 @@ def test_two_builds_of_different_recipes_at_once_share_a_cache_and_are_both_righ
     assert sorted(made) == ["initrd", "install", "modules", "papers", "papers", "rootfs", "rootfs"], (
         "shared where they can"
     )
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_build_killed_in_the_middle_leaves_nothing_that_hinders_the_next(
+    small: Path, tmp_path: Path, how: signal.Signals
+) -> None:
+    out, cold = tmp_path / "x.vnfs", cold_cache(tmp_path / "cold")
+    # A shell that put the tests into the background may have had INT ignored, which children inherit.
+    words = ["env", "--default-signal=INT"]
+    words += build_words(built.BUSYBOX, out, cold, "--lock", lock_of(small, tmp_path), "--offline")
+    with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True) as child:
+        # Where it works is seen by nobody else, so its log tells that it has begun.
+        assert wait_for(lambda: list((cold / "tmp").glob("*/install.log")), 60), "mmdebstrap never started"
+        time.sleep(0.3)
+        child.send_signal(how)
+        _, said = child.communicate(timeout=60)
+        assert child.returncode == {signal.SIGINT: 1}.get(how, -how)
+        assert b"Traceback" not in said
+    assert wait_for(lambda: not running(cold), 20), running(cold)
+    assert mounts(tmp_path) == [] and not out.exists()
+    ok(*words)
+    assert out.read_bytes() == small.read_bytes()
+    out.unlink()
+    nothing_left(tmp_path, cold)

@@ -158,8 +158,7 @@ def test_what_a_hybridize_list_moves_out_is_counted_and_is_a_layer_of_its_own(de
     report = desk.build()
     # The modules and the initrd are others, too: they can mount it.
     assert report.made == {"root file system", "kernel and modules", "stage 2"}
-    lines: list[str] = report.told["hybrid"]  # type: ignore[assignment]
-    said = dict(line.split(": ", 1) for line in lines)
+    said = dict(line.split(": ", 1) for line in report.told["hybrid"])
     saved = r"[1-9]\d* paths stay out of RAM, which saves [0-9.]+ [kM]?B \([0-9.]+ [kM]?B unpacked\)"
     assert re.fullmatch(saved, said["/usr/share/doc/**"]) and re.fullmatch(saved, said["/usr/share/dpkg/**"])
     assert said["/usr/share/none/**"] == "nothing leaves the node"

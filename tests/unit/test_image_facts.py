@@ -18,8 +18,9 @@ from initramfs_builder import cpio, image
 from initramfs_builder.cpio import Entry
 from initramfs_builder.errors import CapsulekitError
 from initramfs_builder.image import collect
-from initramfs_builder.kmodule import Kmodule, read_kmodule, unpacked
+from initramfs_builder.kmodule import Kmodule, read_kmodule
 from initramfs_builder.modindex import binary_index, read_values
+from initramfs_builder.modulebytes import unpacked
 from initramfs_builder.unpack import Member, read_stream
 from small_image import LOADER, RELEASE, busybox, library, module, program
 
@@ -146,7 +147,7 @@ def test_a_damaged_module_is_refused_by_name(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", [".zst", ".xz", ".gz"])
 def test_a_module_that_unpacks_to_too_much_is_refused(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("initramfs_builder.kmodule.UNPACKED_MAX", 1 << 20)
+    monkeypatch.setattr("initramfs_builder.modulebytes.UNPACKED_MAX", 1 << 20)
     with pytest.raises(CapsulekitError, match="it is more than 1 MiB"):
         unpacked(PACKERS[kind](bytes(4 << 20)), f"x.ko{kind}")
 
