@@ -12,22 +12,25 @@ demo:
 	@./setup.sh demo
 	@$(PYTHON) -m provisioner.lab.demo --nodes $(NODES)
 
-# All that needs no emulated machine and is not marked long, cheap tests first, two at a time.
+# All that needs no emulated machine and is marked neither long nor slow, cheap tests first, two at a time.
 check:
 	@./setup.sh test
 	@status=0; $(PYTEST) -n 2 tests/unit || status=1; \
-	$(PYTEST) -n 2 --dist loadfile -m "not long" tests/integration || status=1; exit $$status
+	$(PYTEST) -n 2 --dist loadfile -m "not long and not slow" tests/integration || status=1; exit $$status
 
-# A build uses all cores; an emulated machine keeps one busy: two files of them at a time.
+# A long build uses all cores: those one after the other. An emulated machine keeps one busy: two files of them at a time.
 test:
 	@./setup.sh test
-	@status=0; $(PYTEST) -n 2 tests/unit || status=1; $(PYTEST) tests/integration || status=1; \
+	@status=0; $(PYTEST) -n 2 tests/unit || status=1; \
+	$(PYTEST) -n 2 --dist loadfile -m "not long" tests/integration || status=1; \
+	$(PYTEST) -m long tests/integration || status=1; \
 	$(PYTEST) -n 2 --dist loadfile tests/e2e || status=1; exit $$status
 
 # What `make test` does a few times, very often.
 soak:
 	@./setup.sh test
-	@CAPSULEKIT_SOAK=200 $(PYTEST) -s tests/integration/test_build_killed.py
+	@status=0; CAPSULEKIT_SOAK=200 $(PYTEST) -s tests/integration/test_build_killed.py || status=1; \
+	CAPSULEKIT_SOAK=100 $(PYTEST) tests/integration/test_registry_concurrent.py || status=1; exit $$status
 
 bench:
 	@./setup.sh bench

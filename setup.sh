@@ -7,7 +7,7 @@ cd "$(dirname "$0")"
 BASE="arch-test debian-archive-keyring dnf dnsmasq-base gpg grub-common grub-efi-amd64-bin grub-pc-bin hostname iproute2 ipxe"
 BASE="$BASE kmod mmdebstrap mtools rpm shellcheck squashfs-tools uidmap xorriso"
 DEMO="$BASE ipxe-qemu qemu-system-x86"
-TEST="$DEMO acl busybox-static cpio createrepo-c curl dash datefudge e2fsprogs gcc git gpg-agent libc6-dev libcap2-bin minisign nfs-ganesha-vfs openssh-client openssl ovmf"
+TEST="$DEMO acl apache2-bin busybox-static cpio createrepo-c curl dash datefudge e2fsprogs gcc git gpg-agent libc6-dev libcap2-bin minisign nfs-ganesha-vfs nginx-light openssh-client openssl ovmf postgresql"
 BENCH="$DEMO cpio dracut-core initramfs-tools-core mkosi zstd"
 
 case ${1:-} in

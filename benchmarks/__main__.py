@@ -1,4 +1,4 @@
-"""`make bench [ONLY=build|pack|memory|stage1|boot]`: prints figures, asserts nothing. Root; about 20 minutes."""
+"""`make bench [ONLY=PART]`, PART as below: prints figures, asserts nothing. Root; about 20 minutes."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ from pathlib import Path
 
 from benchmarks.boot import bench_boot
 from benchmarks.build import bench_build
+from benchmarks.checkins import bench_checkins
 from benchmarks.growth import bench_growth
 from benchmarks.measure import Failed
+from benchmarks.names import bench_names
 from benchmarks.pack import bench_pack
+from benchmarks.registry import bench_registry
 from benchmarks.stage1 import bench_stage1
 
 
@@ -24,6 +27,9 @@ def main() -> None:
         "memory": bench_growth,
         "stage1": bench_stage1,
         "boot": bench_boot,
+        "registry": bench_registry,
+        "names": bench_names,
+        "checkins": bench_checkins,
     }
     parser = argparse.ArgumentParser(prog="make bench")
     parser.add_argument("only", nargs="?", choices=sorted(parts))

@@ -38,6 +38,14 @@ ROOTFS, MODULES = "layers/rootfs.squashfs", "layers/modules.squashfs"
 
 
 @dataclass(frozen=True)
+class Carried:
+    """What goes into the capsule beside the tree: hybridize globs, and small members such as provision scripts."""
+
+    hybridize: tuple[str, ...] = ()
+    members: tuple[Member, ...] = ()
+
+
+@dataclass(frozen=True)
 class PackOptions:
     """What `capsulekit pack` was asked for; what is None is taken from the tree. ``live``: "/" may be packed."""
 
@@ -50,6 +58,7 @@ class PackOptions:
     cmdline: str
     cache: Path
     live: bool
+    carried: Carried = Carried()
 
 
 @dataclass(frozen=True)
@@ -63,6 +72,7 @@ class Plan:
     recipe: Recipe
     epoch: int
     live: bool
+    carried: Carried
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -101,7 +111,7 @@ def plan_pack(options: PackOptions) -> Plan:
             raise CapsulekitError(f"/{path} lies on a file system of its own, which is not packed", hint="pack a copy")
     out = options.out or Path(f"{recipe.full_name}.vnfs")
     _check_places(root, seen, {"-o": out.parent.resolve(), "--cache-dir": options.cache.resolve()}, out)
-    plan = Plan(root, out, system, seen, recipe, _epoch(seen), live)
+    plan = Plan(root, out, system, seen, recipe, _epoch(seen), live, options.carried)
     _manifest(plan, (Layer(ROOTFS, 0, recipe.digest, 0),)).dumps()  # what the format refuses is said before the work
     return plan
 
@@ -185,6 +195,7 @@ def _make(plan: Plan, work: Path, progress: Progress) -> tuple[Manifest, list[Me
         Member("boot/vmlinuz", plan.system.kernel.image),
         Member("boot/initrd.img", initrd),
         *_layer_members(work, (modules, rootfs)),
+        *plan.carried.members,
     ]
     return _manifest(plan, (modules, rootfs)), members, remarks
 
@@ -203,6 +214,8 @@ def _manifest(plan: Plan, layers: tuple[Layer, ...]) -> Manifest:
         recipe_digest=recipe.digest,
         kernel_release=plan.system.kernel.release,
         layers=layers,
+        hybridize=plan.carried.hybridize,
+        provision=tuple(m.name for m in plan.carried.members if m.name.startswith("provision/")),
     )
 
 

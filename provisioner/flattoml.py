@@ -38,18 +38,23 @@ def render_flat(heading: str, values: Mapping[str, str | int | bool], comments: 
     return "".join(parts)
 
 
-def update_flat(path: Path, changes: Mapping[str, str | int | bool]) -> bool:
-    """Change some keys of an existing file and keep its comments and order; True when the file's text changed."""
+def updated(text: str, changes: Mapping[str, str | int | bool]) -> str:
+    """A file's text with some keys changed, its comments and its order kept."""
     import tomlkit
 
-    from capsulekit.files import atomic_write
-
-    old = path.read_text(encoding="utf-8")
-    document = tomlkit.parse(old)
+    document = tomlkit.parse(text)
     for key, value in changes.items():
         if document.get(key) != value:
             document[key] = value
-    new = tomlkit.dumps(document)
+    return tomlkit.dumps(document)
+
+
+def update_flat(path: Path, changes: Mapping[str, str | int | bool]) -> bool:
+    """Change some keys of an existing file and keep its comments and order; True when the file's text changed."""
+    from capsulekit.files import atomic_write
+
+    old = path.read_text(encoding="utf-8")
+    new = updated(old, changes)
     if new != old:
         atomic_write(path, new.encode(), path.stat().st_mode & 0o777)
     return new != old

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from capsulekit.errors import UsageError
+from capsulekit.errors import CapsulekitError, UsageError
 from capsulekit.files import atomic_write, exclusive_lock
 from capsulekit.sitepaths import SitePaths
 from provisioner.flattoml import render_flat, update_flat
 from provisioner.netboot import stage1
-from provisioner.registry.db import refuse_network_path
+from provisioner.registry.db import check_place
 from provisioner.registry.defaults import Defaults, load_defaults
-from provisioner.siteconf import COMMENTS, NotInitialised, SiteConfig, check_site, read_site, registry_path, site_file
+from provisioner.siteconf import COMMENTS, NotInitialised, SiteConfig, check_site, read_site, registry_place, site_file
 
 # Settings a first run must be told, and the flag that tells each.
 REQUIRED = {"interface": "--interface", "address": "--address", "range_start": "--range", "range_end": "--range"}
@@ -39,10 +40,12 @@ class InitRequest:
     stage1_kargs: str | None = None
     kargs: str | None = None
     default_vnfs: str | None = None
+    dhcp: str | None = None  # own, proxy, off
+    look_for_dhcp: bool = False  # refuse an interface on which another DHCP server answers
 
     def changes(self) -> dict[str, Any]:
         """The settings of site.toml it names. Raises UsageError for a range that is none."""
-        named = {key: getattr(self, key) for key in ("interface", "address", "domain", "policy")}
+        named = {key: getattr(self, key) for key in ("interface", "address", "domain", "policy", "dhcp")}
         named |= {"stage1_kargs": self.stage1_kargs, "kargs": self.kargs}
         if self.range_ is not None:
             start, dash, end = self.range_.partition("-")
@@ -74,14 +77,17 @@ def missing_flags(paths: SitePaths, request: InitRequest) -> list[str]:
     """The flags a run still needs, in the order of the manual page; [] when it can go on."""
     known = current_site(paths) or SiteConfig()
     changes = request.changes()
-    return list(dict.fromkeys(flag for key, flag in REQUIRED.items() if not (changes.get(key) or getattr(known, key))))
+    # Where another server gives the addresses, none are ours to give.
+    given = () if (request.dhcp or known.dhcp) == "own" else ("range_start", "range_end")
+    needed = {key: flag for key, flag in REQUIRED.items() if key not in given}
+    return list(dict.fromkeys(flag for key, flag in needed.items() if not (changes.get(key) or getattr(known, key))))
 
 
-def init_site(paths: SitePaths, request: InitRequest) -> InitResult:
+def init_site(paths: SitePaths, request: InitRequest, *, dry_run: bool = False) -> InitResult:
     """Make the site, or apply what ``request`` says to the one that is there; keys, nodes and comments are kept.
 
-    Everything is checked before anything is written; each file is written in one step and a killed run can be
-    run again. Raises UsageError naming missing flags, CapsulekitError for values that cannot work.
+    Everything is checked before anything is written (all that ``dry_run`` does); each file is written in one step and a
+    killed run can be run again. Raises UsageError naming missing flags, CapsulekitError for values that cannot work.
     """
     missing = missing_flags(paths, request)
     if missing:
@@ -91,10 +97,14 @@ def init_site(paths: SitePaths, request: InitRequest) -> InitResult:
     check_site(site, "init" if old is None else str(site_file(paths)))
     defaults = load_defaults(paths)
     sources = stage1.read_sources(request.stage1)
-    registry = registry_path(paths, site)
-    refuse_network_path(registry)
+    registry = registry_place(paths, site)
+    check_place(registry)
     request, warnings = _default_vnfs(registry, request)
+    if request.look_for_dhcp and (old is None or (old.interface, old.dhcp) != (site.interface, site.dhcp)):
+        warnings += refuse_foreign_dhcp(site)
     changed = (*_changed(old or site, site, defaults, request), *(f"stage 1 {source.arch}" for source in sources))
+    if dry_run:
+        return InitResult(site, old is None, changed, warnings)
     _make_folders(paths, registry)
     with exclusive_lock(paths.state / ".init.lock"):
         _write_settings(paths, site, request, defaults)
@@ -102,16 +112,46 @@ def init_site(paths: SitePaths, request: InitRequest) -> InitResult:
             stage1.install(source, paths)
         from provisioner.pki import ensure_ca
         from provisioner.registry.registry import Registry
+        from provisioner.sitekey import ensure_site_key
 
         ensure_ca(paths)
+        ensure_site_key(paths)  # boot media made from now on know it
         # Last: with it the site counts as initialised.
         Registry(registry).close()
     return InitResult(site, old is None, changed, warnings)
 
 
-def _default_vnfs(registry: Path, request: InitRequest) -> tuple[InitRequest, tuple[str, ...]]:
+def refuse_foreign_dhcp(site: SiteConfig) -> tuple[str, ...]:
+    """Raise CapsulekitError when another DHCP server answers on the site's interface; warnings where nobody could look.
+
+    Two servers on one network give the same machine two addresses, and take down whoever is on it. An interface that
+    is not there yet, or is down, has no servers.
+    """
+    from provisioner.netboot import cards, dhcpwire, interfaces
+
+    card = next((card for card in cards.cards() if card.name == site.interface), None)
+    if site.dhcp != "own" or site.six or card is None or not card.up:
+        return ()
+    if not dhcpwire.may_listen():
+        return (f"nobody looked whether another DHCP server answers on {site.interface}: that needs root",)
+    own = frozenset(address for _, address in interfaces.ipv4_addresses()) | {site.ip}
+    servers = dhcpwire.foreign_servers(site.interface, own)
+    if not servers:
+        return ()
+    raise CapsulekitError(
+        f"another DHCP server answers on {site.interface}: {', '.join(servers)}",
+        hint="choose another interface; leave the addresses to it: --dhcp proxy; or serve all the same:"
+        " --allow-foreign-dhcp",
+    )
+
+
+def _default_vnfs(registry: Path | str, request: InitRequest) -> tuple[InitRequest, tuple[str, ...]]:
     """The request with the capsule's installed name in it; a warning when a site that is there has none like it."""
-    if not request.default_vnfs or not registry.exists():
+    if request.default_vnfs and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+~-]{0,254}", request.default_vnfs):
+        raise CapsulekitError(
+            f"{request.default_vnfs!r} is not the name of a capsule", hint="see: capsulekit vnfs list"
+        )
+    if not request.default_vnfs or (isinstance(registry, Path) and not registry.exists()):
         return request, ()
     from provisioner.registry.registry import Registry
 
@@ -133,9 +173,10 @@ def _changed(old: SiteConfig, site: SiteConfig, defaults: Defaults, request: Ini
     return tuple(names)
 
 
-def _make_folders(paths: SitePaths, registry: Path) -> None:
+def _make_folders(paths: SitePaths, registry: Path | str) -> None:
     config = (paths.config, paths.trust, paths.config / "modules")
-    for folder in (*config, paths.state, paths.state / "stage1", registry.parent):
+    own = (registry.parent,) if isinstance(registry, Path) else ()
+    for folder in (*config, paths.state, paths.state / "stage1", *own):
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
 
 

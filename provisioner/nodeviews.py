@@ -40,14 +40,14 @@ def record(node: Node) -> dict[str, Any]:
     return asdict(node) | {"name": node.name}
 
 
-def show_record(node: Node, found: NodeDevices) -> dict[str, Any]:
-    """The same with the devices."""
+def show_record(node: Node, found: NodeDevices, attributes: Mapping[str, str]) -> dict[str, Any]:
+    """The same with the devices and the site's own attributes."""
     devices = [asdict(device) | {"class": class_of(device.modalias)} for device in found.devices]
-    return record(node) | {"devices": devices, "devices_time": found.reported}
+    return record(node) | {"devices": devices, "devices_time": found.reported, "attributes": dict(attributes)}
 
 
-def show_lines(node: Node, found: NodeDevices) -> list[str]:
-    """``n0000:NodeID=…`` and so on, one attribute a line."""
+def show_lines(node: Node, found: NodeDevices, attributes: Mapping[str, str]) -> list[str]:
+    """``n0000:NodeID=…`` and so on, one attribute a line; last the site's own, spelled as the site does."""
     values = {
         "NodeID": node.nodeid,
         "HostName": node.hostname,
@@ -59,6 +59,7 @@ def show_lines(node: Node, found: NodeDevices) -> list[str]:
         "Desc": node.desc,
         "Boot": node.boot,
         "Kargs": node.kargs,
+        "Address": node.address,
         "Accepted": str(int(node.accepted)),
         "MachineID": node.machine_id,
         "Status": node.status,
@@ -71,6 +72,7 @@ def show_lines(node: Node, found: NodeDevices) -> list[str]:
         "DevicesTime": _date(found.reported),
         "BootDevice": found.boot,
         "NoDriver": " ".join(found.without_driver),
+        **attributes,
     }
     return [f"{node.hostname}:{key}={value}" for key, value in values.items()]
 

@@ -43,7 +43,17 @@ class SiteConfig:
     states: str = ""  # the site's own provisionary states, separated by spaces
     mirrors: str = ""  # base URLs of servers that hold copies of public blobs, separated by spaces
     order: str = "shuffled"  # how nodes try several servers: shuffled (each node its own way) or listed
-    registry: str = ""  # path of the registry; "" is registry.db in the state folder
+    check_mac: bool = True  # whether who asks to boot under a MAC must have it, as far as can be seen
+    dhcp: str = "own"  # own, proxy (another server gives the addresses), off
+    hosts_file: str = "/etc/hosts"  # more names, and fixed addresses of nodes; "" is none
+    dns_upstream: str = "/etc/resolv.conf"  # who knows other names: a resolv.conf, addresses, or "" for nobody
+    local_resolver: bool = False  # whether the master asks its own name server too, on 127.0.0.1
+    attributes: str = ""  # names of the site's own node attributes, separated by spaces
+    history_days: int = 365  # how long events and changes are kept
+    support_mail: str = ""  # where `contact support --mail` goes
+    mail_server: str = "localhost:25"  # HOST[:PORT] that takes that mail
+    register_file: str = ""  # what `contact register` writes
+    registry: str = ""  # path or postgresql:// address of the registry; "" is registry.db in the state folder
 
     @property
     def ip(self) -> str:
@@ -83,6 +93,11 @@ class SiteConfig:
         return tuple(self.mirrors.split())
 
     @property
+    def attribute_names(self) -> tuple[str, ...]:
+        """The site's own node attributes."""
+        return tuple(dict.fromkeys(self.attributes.split()))
+
+    @property
     def all_states(self) -> tuple[str, ...]:
         """The built-in provisionary states and the site's own."""
         return (*BUILT_IN_STATES, *(s for s in self.states.split() if s not in BUILT_IN_STATES))
@@ -106,7 +121,20 @@ COMMENTS = {
     "mirrors": "Servers with copies of the public blobs: base URLs separated by spaces, with blobs/SHA256 below.\n"
     "# Nodes ask them before this master and believe none of them: every byte is checked.",
     "order": "How nodes try mirrors and masters: shuffled (each node its own way) or listed.",
-    "registry": "Path of the node registry, on a local disk; empty: registry.db in the state folder.",
+    "attributes": 'Node attributes of this site\'s own, for "node set", e.g. "rack bmc".',
+    "history_days": "How many days what nodes reported and who changed what is kept.",
+    "support_mail": 'Mail address for "capsulekit contact support --mail"; empty: there is none.',
+    "mail_server": "HOST[:PORT] of the mail server that takes it.",
+    "register_file": 'Path of the file that "capsulekit contact register" writes this site\'s identity to.',
+    "dhcp": "own: addresses are given here. proxy: another DHCP server gives them, boot files come from here.\n"
+    "# off: no DHCP from here at all, only names and boot files.",
+    "check_mac": "Whether a machine that asks to boot under a MAC must have it, by the neighbour table and the leases.",
+    "hosts_file": "Names for the nodes to resolve; a node's own name there fixes its address. Empty: none.",
+    "dns_upstream": "Who is asked for all other names: a resolv.conf, whose non-loopback servers are taken, or\n"
+    "# addresses separated by spaces. Empty: nobody.",
+    "local_resolver": "Whether names are also answered on 127.0.0.1, for this master itself.",
+    "registry": "The node registry: a path on a local disk (empty: registry.db in the state folder), or\n"
+    "# postgresql://USER@HOST/DATABASE?passfile=FILE when several masters share it.",
 }
 
 
@@ -130,8 +158,10 @@ def read_site(paths: SitePaths) -> SiteConfig:
         raise NotInitialised(paths) from None
 
 
-def registry_path(paths: SitePaths, config: SiteConfig) -> Path:
-    """Where the registry is."""
+def registry_place(paths: SitePaths, config: SiteConfig) -> Path | str:
+    """Where the registry is: the path of its file, or the address of a PostgreSQL database."""
+    if "://" in config.registry:
+        return config.registry
     return Path(config.registry) if config.registry else paths.state / "registry.db"
 
 
@@ -147,6 +177,10 @@ def check_site(config: SiteConfig, where: str) -> None:
         raise refuse("console", "is neither locked nor open")
     if config.order not in ("shuffled", "listed"):
         raise refuse("order", "is neither shuffled nor listed")
+    if config.dhcp not in ("own", "proxy", "off"):
+        raise refuse("dhcp", "is none of own, proxy and off")
+    if config.dhcp == "proxy" and config.six:
+        raise refuse("dhcp", "needs IPv4: DHCPv6 has no proxies")
     for url in config.mirror_urls:
         if not is_mirror(url):
             raise refuse("mirrors", f"names {url!r}: not http(s)://HOST[:PORT][/PATH] in plain letters, no slash last")
@@ -161,12 +195,40 @@ def check_site(config: SiteConfig, where: str) -> None:
             raise refuse(key, "is not a port number")
     if config.http_port == config.tls_port:
         raise refuse("tls_port", "is http_port too; they must differ")
-    for key in ("name", "stage1_kargs", "kargs", "registry"):
+    for key in ("name", "stage1_kargs", "kargs", "registry", "hosts_file", "dns_upstream"):
         if not getattr(config, key).isprintable():
             raise refuse(key, "holds control characters")
     if not all(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", state) for state in config.states.split()):
         raise refuse("states", "are not names separated by spaces")
+    if "://" in config.registry:
+        from provisioner.registry.address import check_address
+
+        check_address(config.registry)
+    if config.support_mail and not re.fullmatch(r"[^@\s<>,;]+@[^@\s<>,;]+", config.support_mail):
+        raise refuse("support_mail", "is not a mail address")
+    if not re.fullmatch(r"[A-Za-z0-9.-]+(:[0-9]{1,5})?", config.mail_server):
+        raise refuse("mail_server", "is not HOST or HOST:PORT")
+    if config.register_file and not (config.register_file.startswith("/") and config.register_file.isprintable()):
+        raise refuse("register_file", "is not an absolute path")
+    if config.history_days < 1:
+        raise refuse("history_days", "is not a number of days")
+    check_attributes(config, where)
     _check_range(config, where)
+
+
+def check_attributes(config: SiteConfig, where: str) -> None:
+    """Refuse names that no attribute of the site's own can have; raises CapsulekitError."""
+    if not config.attributes:
+        return
+    from provisioner.registry.nodes import COLUMNS
+    from provisioner.registry.settings import ALIASES
+
+    for name in config.attribute_names:
+        if not re.fullmatch(r"[a-z][a-z0-9_-]{0,31}", name) or name in (*COLUMNS, *ALIASES, "name"):
+            raise CapsulekitError(
+                f"{where}: attributes {config.attributes!r} names {name!r}",
+                hint="small letters, digits, _ and -, and no name of what every node has",
+            )
 
 
 def is_mirror(url: str) -> bool:
@@ -201,13 +263,15 @@ def _check_range(config: SiteConfig, where: str) -> None:
         )
     if network.num_addresses < 4:
         raise CapsulekitError(f"{where}: address {config.address} leaves no room for nodes")
+    if master.ip in (network.network_address, network.broadcast_address):
+        raise CapsulekitError(f"{where}: address {config.address} is not a host's address")
+    if config.dhcp != "own" and not config.range_start and not config.range_end:
+        return
     first, last = (_node_address(config, key, where) for key in ("range_start", "range_end"))
     if int(first) > int(last):
         raise CapsulekitError(f"{where}: the range {first}-{last} runs backwards")
     if int(first) <= int(master.ip) <= int(last):
         raise CapsulekitError(f"{where}: the range {first}-{last} holds the master's own address {master.ip}")
-    if master.ip in (network.network_address, network.broadcast_address):
-        raise CapsulekitError(f"{where}: address {config.address} is not a host's address")
 
 
 def _node_address(config: SiteConfig, key: str, where: str) -> IPv4Address | IPv6Address:

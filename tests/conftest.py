@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 
 import pytest
+from databases import postgres, registry_place  # noqa: F401 - fixtures for all
 
 
 @pytest.hookimpl(hookwrapper=True)

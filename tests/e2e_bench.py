@@ -11,6 +11,7 @@ from provisioner.lab.site import LabSite
 
 DEBIAN = "e2e-compute-1.amd64"
 SMALL = "test-busybox-1.amd64"
+PASSWORD = "of all nodes 17"  # root's on Debian nodes, asked by their capsule
 
 
 @dataclass

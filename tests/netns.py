@@ -14,7 +14,7 @@ UDHCPC_SCRIPT = """#!/bin/sh
 [ "$1" = bound ] || exit 0
 ip address flush dev "$interface"
 ip address add "$ip/$mask" dev "$interface"
-echo "ip=$ip hostname=$hostname domain=$domain boot_file=$boot_file siaddr=$siaddr"
+echo "ip=$ip hostname=$hostname domain=$domain boot_file=$boot_file siaddr=$siaddr router=$router dns=$dns"
 """
 
 
@@ -73,3 +73,48 @@ def wire(address: str = "10.77.0.1/24", mac: str = "52:54:00:12:34:56") -> Itera
 
 def _ip(*words: str) -> None:
     subprocess.run(["ip", *words], capture_output=True, text=True, check=True)
+
+
+@contextmanager
+def namespace() -> Iterator[str]:
+    """One more namespace, with its loopback up."""
+    name = f"ckx-{os.getpid()}-{secrets.token_hex(3)}"
+    try:
+        _ip("netns", "add", name)
+        _ip("-n", name, "link", "set", "lo", "up")
+        yield name
+    finally:
+        subprocess.run(["ip", "netns", "delete", name], capture_output=True, check=False)
+
+
+def join(one: str, device: str, other: str, other_device: str, *, address: str = "", mac: str = "") -> None:
+    """A wire between two namespaces; ``address`` is the first end's, ``mac`` the second's."""
+    _ip("-n", one, "link", "add", device, "type", "veth", "peer", "name", other_device, "netns", other)
+    if mac:
+        _ip("-n", other, "link", "set", other_device, "address", mac)
+    if address:
+        _ip("-n", one, "address", "add", address, "dev", device)
+    _ip("-n", one, "link", "set", device, "up")
+    _ip("-n", other, "link", "set", other_device, "up")
+
+
+def bridge(where: str, name: str, *ports: str, address: str = "") -> None:
+    """A switch in a namespace, with the namespace's own ``address`` on it."""
+    _ip("-n", where, "link", "add", name, "type", "bridge", "forward_delay", "0")
+    for port in ports:
+        _ip("-n", where, "link", "set", port, "master", name)
+    if address:
+        _ip("-n", where, "address", "add", address, "dev", name)
+    _ip("-n", where, "link", "set", name, "up")
+
+
+@contextmanager
+def program(where: str, *argv: str, log: Path) -> Iterator[None]:
+    """A program that runs in a namespace until the block ends."""
+    with log.open("wb") as out:
+        process = subprocess.Popen(["ip", "netns", "exec", where, *argv], stdout=out, stderr=out)
+        try:
+            yield
+        finally:
+            process.terminate()
+            process.wait()

@@ -17,7 +17,7 @@ from small_capsule import AUTHOR, CONTENT, layer, small_capsule
 from capsulekit.sitepaths import SitePaths
 from capsulekit.trust.keyring import Keyring
 from provisioner import pki
-from provisioner.catalog import Catalog
+from provisioner.catalog import site_catalog
 from provisioner.initsite import InitRequest, init_site
 from provisioner.netboot.siteimg import SiteImage
 from provisioner.registry.registry import Registry, open_registry
@@ -112,7 +112,7 @@ async def running(paths: SitePaths) -> AsyncIterator[Running]:
     config = replace(load_site(paths), http_port=free_port(), tls_port=free_port())
     registry = open_registry(paths)
     site = Site(
-        Desk(paths, config, registry, Catalog(), VnfsStore(paths, registry)),
+        Desk(paths, config, registry, site_catalog(paths), VnfsStore(paths, registry)),
         SiteImage(paths, config),
         hold=0.3,
         poll=0.05,

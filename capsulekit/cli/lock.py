@@ -36,10 +36,10 @@ def cli(
 ) -> None:
     """Choose the packages of RECIPE once and write down which they are."""
     from capsulekit.cache import default_cache_dir
-    from capsulekit.lock.write import LockOptions, chain_to, changes, write_lock
+    from capsulekit.lock.write import LockOptions, chain_to, changes, lock_beside, write_lock
     from capsulekit.output import emit_json
 
-    target = out or recipe.with_suffix(".lock")
+    target = out or lock_beside(recipe)
     if why is not None:
         chain = chain_to(target, why)
         emit_json({"package": why, "chain": chain}) if options.json else click.echo(" <- ".join(chain))

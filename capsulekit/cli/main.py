@@ -12,16 +12,27 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.util import find_spec
+from io import TextIOWrapper
 from pathlib import Path
 
 import click
 
-from capsulekit.errors import CapsulekitError
+from capsulekit.errors import CapsulekitError, printable
 from capsulekit.sitepaths import SitePaths, site_paths
 
 PACKAGES = ("capsulekit.cli", "provisioner.cli")
+# Of an error on the terminal: what a slip quotes may be as long as it likes.
+LONGEST_LINE = 2000
 # The groups of the manual: what `perceus` shows.
-PERCEUS = ("node", "group", "vnfs", "module", "info", "configure", "init", "contact", "import", "serve")
+PERCEUS = ("node", "group", "vnfs", "module", "info", "configure", "init", "contact", "import", "serve", "reload")
+# What "no command at all" prints.
+ABOUT = """capsulekit: one signed file per cluster image, booted over the network.
+
+  capsulekit build RECIPE -o FILE.vnfs --key KEY   make a capsule
+  capsulekit init                                  set up this machine as the master
+  capsulekit vnfs import FILE.vnfs                 install a capsule
+  capsulekit serve                                 boot nodes
+  capsulekit --help                                every command"""
 
 
 @dataclass
@@ -80,7 +91,10 @@ def hoist(argv: Sequence[str]) -> Hoisted:
         elif name in VALUED:
             if not eq and not words:
                 raise click.UsageError(f"{name} needs a folder")
-            setattr(got.options, VALUED[name], Path(value if eq else words.pop(0)))
+            folder = value if eq else words.pop(0)
+            if not folder:
+                raise click.UsageError(f"{name} needs a folder, not an empty word")
+            setattr(got.options, VALUED[name], Path(folder))
         elif len(word) > 2 and word[0] == "-" and all("-" + c in FLAGS or c == "e" for c in word[1:]):
             words[:0] = ["-" + c for c in word[1:]]
         else:
@@ -155,15 +169,6 @@ def root(ctx: click.Context) -> None:
         click.echo(ABOUT)
 
 
-ABOUT = """capsulekit: one signed file per cluster image, booted over the network.
-
-  capsulekit build RECIPE -o FILE.vnfs --key KEY   make a capsule
-  capsulekit init                                  set up this machine as the master
-  capsulekit vnfs import FILE.vnfs                 install a capsule
-  capsulekit serve                                 boot nodes
-  capsulekit --help                                every command"""
-
-
 def main(argv: Sequence[str], only: tuple[str, ...] | None = None) -> int:
     """Run one command line and return its exit status; no traceback reaches the user unless --debug was said."""
     debug = False
@@ -173,6 +178,8 @@ def main(argv: Sequence[str], only: tuple[str, ...] | None = None) -> int:
         assert isinstance(root, Tree)
         root.only = only
         name = "perceus" if only else "capsulekit"
+        if f"_{name.upper()}_COMPLETE" in os.environ:
+            from capsulekit.cli import _completion  # noqa: F401 - makes itself known to click
         result = root.main(args=hoisted.rest, prog_name=name, obj=hoisted.options, standalone_mode=False)
         sys.stdout.flush()
         return result if isinstance(result, int) else 0
@@ -182,17 +189,17 @@ def main(argv: Sequence[str], only: tuple[str, ...] | None = None) -> int:
         ctrl_c = isinstance(stop.__cause__, KeyboardInterrupt)
         click.echo("Interrupted." if ctrl_c else "Aborted: nothing was changed.", err=True)
         return 1
+    except click.exceptions.NoArgsIsHelpError as nothing:
+        nothing.show()
+        return 2
     except click.ClickException as wrong:
-        wrong.show()
+        command = wrong.ctx.command_path if isinstance(wrong, click.UsageError) and wrong.ctx else ""
+        _complain(wrong.format_message(), f"see: {command} -h" if command else None)
         return 2
     except CapsulekitError as error:
         if debug:
             raise
-        click.echo(f"ERROR: {error.message}", err=True)
-        for line in error.details:
-            click.echo(f"  {line}", err=True)
-        if error.hint:
-            click.echo(f"       {error.hint}", err=True)
+        _complain(error.message, error.hint, error.details)
         return error.exit_code
     except BrokenPipeError:
         # The reader (head, grep -q) has seen enough: not an error, and Python must not complain at exit.
@@ -201,23 +208,42 @@ def main(argv: Sequence[str], only: tuple[str, ...] | None = None) -> int:
     except OSError as error:
         if debug:
             raise
-        click.echo(f"ERROR: {error.strerror or error}: {error.filename or ''}".rstrip(": "), err=True)
-        if isinstance(error, PermissionError) and os.geteuid() != 0:
-            click.echo("       try it as root", err=True)
+        as_root = isinstance(error, PermissionError) and os.geteuid() != 0
+        where = error.filename.decode(errors="replace") if isinstance(error.filename, bytes) else error.filename or ""
+        _complain(f"{error.strerror or error}: {where}".rstrip(": "), "try it as root" if as_root else None)
         return 1
     except Exception as bug:
         if debug:
             raise
-        click.echo(f"ERROR: this is a bug: {type(bug).__name__}: {' '.join(str(bug).split())}", err=True)
-        click.echo("       please report it with what the same command prints with --debug", err=True)
+        said = f"this is a bug: {type(bug).__name__}: {' '.join(str(bug).split())}"
+        _complain(said, "please report it with what the same command prints with --debug")
         return 1
+
+
+def _complain(message: str, hint: str | None, details: Sequence[str] = ()) -> None:
+    """An error on stderr: one line, the details' lines, the way out; never a control character, never a flood."""
+    for text in (f"ERROR: {message}", *(f"  {line}" for line in details), *([f"       {hint}"] if hint else [])):
+        line = printable(text)
+        click.echo(line if len(line) <= LONGEST_LINE else line[: LONGEST_LINE - 1] + "…", err=True)
+
+
+def _streams() -> None:
+    """Have all three streams: cron and old daemons close some, and a terminal may not know every letter."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode, encoding="utf-8"))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def entry() -> None:
     """The ``capsulekit`` program."""
+    _streams()
     sys.exit(main(sys.argv[1:]))
 
 
 def perceus_entry() -> None:
     """The ``perceus`` program: the provisioner's groups under the old name."""
+    _streams()
     sys.exit(main(sys.argv[1:], only=PERCEUS))

@@ -29,6 +29,13 @@ class LockOptions:
     dry_run: bool = False
 
 
+def lock_beside(recipe: Path) -> Path:
+    """Where a recipe's lock is when nobody says: RECIPE with .lock. Raises CapsulekitError for what names no file."""
+    if not recipe.name:
+        raise CapsulekitError(f"{recipe} is a folder, not a recipe")
+    return recipe.with_suffix(".lock")
+
+
 def write_lock(options: LockOptions) -> tuple[Lock | None, Lock]:
     """Choose the recipe's packages and write the lock; the lock that was there (or None) and the new one.
 

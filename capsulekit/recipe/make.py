@@ -85,7 +85,8 @@ def _questions(merged: Merged) -> list[tuple[str, dict[str, Any]]]:
     targets: dict[str, str] = {}
     for key, question in questions:
         document = merged.last["configure", key]
-        _check_question(document, key, question, [f"{{{name}}}" for name, _ in questions])
+        places = [place for name, _ in questions for place in (f"{{{name}}}", f"{{{name}:crypt}}")]
+        _check_question(document, key, question, places)
         target = question.get("target", key)
         if target in targets:
             expected = f"a file of its own: the question {targets[target]} has it"

@@ -225,7 +225,8 @@ NAMED: dict[str, Named] = {
         "[configure.KEY]",
         QUESTION,
         "A question asked when the capsule is imported; the answers become files of a layer of the site's own. In "
-        "`template`, `{KEY}` stands for the answer to the question of that name; other braces are text.",
+        "`template`, `{KEY}` stands for the answer to the question of that name, and `{KEY:crypt}` for its hash as "
+        "/etc/shadow holds it; other braces are text.",
         {
             "prompt": Setting(LINE, "the question", required=True),
             "type": Setting(

@@ -184,7 +184,9 @@ def verify(data: bytes, signature_text: str, key: PublicKey) -> str:
 
 
 def refuse_existing(path: Path) -> None:
-    """Raise CapsulekitError when ``path`` or ``path``.pub is there: a key is never overwritten."""
+    """Raise CapsulekitError when ``path`` or ``path``.pub is there, or names no file: a key is never overwritten."""
+    if not path.name:
+        raise CapsulekitError(f"{path} is not the name of a file to write a key to")
     for there in (path, path.with_name(path.name + ".pub")):
         if there.is_symlink() or there.exists():
             raise CapsulekitError(f"{there} is there already; a key is never overwritten", hint="choose another name")

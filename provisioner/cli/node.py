@@ -2,32 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
-
 import click
 
-from capsulekit.cli.main import Options
-from provisioner.cli._site import (
-    chosen_for_change,
-    chosen_for_reading,
-    complain,
-    confirm,
-    open_site,
-    say,
-)
-
-if TYPE_CHECKING:
-    from provisioner.nodeviews import NodeDevices
-    from provisioner.registry.model import Node
-    from provisioner.registry.registry import Registry
+from capsulekit.cli.main import Group, Options
+from provisioner.cli._complete import keys_and_values, node_names
+from provisioner.cli._nodes import delete_asking, print_show, print_status, print_summary, set_on
+from provisioner.cli._site import chosen_for_change, chosen_for_reading, complain, open_site, tell
 
 DRY_RUN = click.option("--dry-run", is_flag=True, help="Check and say what would be done; change nothing.")
-NODES = click.argument("nodes", nargs=-1, required=True)
-SOME_NODES = click.argument("nodes", nargs=-1)
+NODES = click.argument("nodes", nargs=-1, required=True, shell_complete=node_names)
+SOME_NODES = click.argument("nodes", nargs=-1, shell_complete=node_names)
 
 
-@click.group()
+@click.group(cls=Group, name="node")
 def cli() -> None:
     """Set, display and list node attributes and states.
 
@@ -48,7 +35,8 @@ def add(options: Options, mac: str, name: str | None, dry_run: bool) -> None:
     registry = open_site(options)
     with registry.db.rehearsal(dry_run):
         node = registry.add_node(mac, name, defaults=load_defaults(options.paths))
-    say(options, f"Node {node.hostname!r} {'would be' if dry_run else 'has been'} added")
+    lines = [f"Node {node.hostname!r} {'would be' if dry_run else 'has been'} added"]
+    tell(options, lines, {"added": node.hostname, "nodeid": node.nodeid, "name": node.name, "dry_run": dry_run})
 
 
 @cli.command()
@@ -58,18 +46,7 @@ def add(options: Options, mac: str, name: str | None, dry_run: bool) -> None:
 def delete(options: Options, nodes: tuple[str, ...], dry_run: bool) -> None:
     """Remove nodes permanently, after asking."""
     registry = open_site(options)
-    chosen = chosen_for_change(registry, options, nodes)
-    names = " ".join(node.hostname for node in chosen)
-    if dry_run:
-        say(options, f"Would be deleted: {names}")
-        return
-    if not (options.yes and options.quiet):
-        click.echo(f"To be deleted: {names}", err=True)
-    if not confirm(options, f"Delete {_count(len(chosen))}?"):
-        raise click.Abort
-    registry.delete_nodes([node.nodeid for node in chosen])
-    for node in chosen:
-        say(options, f"Node {node.hostname!r} has been deleted")
+    delete_asking(options, registry, chosen_for_change(registry, options, nodes), dry_run)
 
 
 @cli.command("list")
@@ -89,22 +66,19 @@ def list_(options: Options, nodes: tuple[str, ...]) -> None:
 
 
 @cli.command("set")
-@click.argument("key")
-@click.argument("value")
+@click.argument("key", shell_complete=keys_and_values)
+@click.argument("value", shell_complete=keys_and_values)
 @NODES
 @DRY_RUN
 @click.pass_obj
 def set_(options: Options, key: str, value: str, nodes: tuple[str, ...], dry_run: bool) -> None:
     """Set KEY to VALUE on NODES.
 
-    KEY is hostname, groupname (or group), vnfs, enabled, debug, desc, boot or kargs. An empty VALUE clears vnfs,
-    desc, boot and kargs.
+    KEY is hostname, groupname (or group), vnfs, enabled, debug, desc, boot, kargs, address, or one of the site's own
+    attributes. An empty VALUE clears vnfs, desc, boot, kargs, address and the site's own.
     """
     registry = open_site(options)
-    chosen = chosen_for_change(registry, options, nodes)
-    with registry.db.rehearsal(dry_run):
-        count = registry.set_nodes(key, value, [node.nodeid for node in chosen])
-    say(options, f"{key} {'would be' if dry_run else 'has been'} set to {value!r} on {_count(count)}")
+    set_on(options, registry, key, value, chosen_for_change(registry, options, nodes), dry_run)
 
 
 @cli.command()
@@ -117,8 +91,9 @@ def accept(options: Options, nodes: tuple[str, ...], dry_run: bool) -> None:
     chosen = chosen_for_change(registry, options, nodes)
     with registry.db.rehearsal(dry_run):
         registry.accept_nodes([node.nodeid for node in chosen])
-    for node in chosen:
-        say(options, f"Node {node.hostname!r} {'would be' if dry_run else 'has been'} accepted")
+    names = [node.hostname for node in chosen]
+    lines = [f"Node {name!r} {'would be' if dry_run else 'has been'} accepted" for name in names]
+    tell(options, lines, {"accepted": names, "dry_run": dry_run})
 
 
 @cli.command()
@@ -126,17 +101,9 @@ def accept(options: Options, nodes: tuple[str, ...], dry_run: bool) -> None:
 @click.pass_obj
 def show(options: Options, nodes: tuple[str, ...]) -> None:
     """Print every attribute as NAME:Key=value lines."""
-    from capsulekit.output import emit_json
-    from provisioner.nodeviews import show_lines, show_record
-
     registry = open_site(options)
     chosen, unmatched = chosen_for_reading(registry, options, nodes)
-    found = _devices(registry)
-    if options.json:
-        emit_json([show_record(node, found(node)) for node in chosen])
-    else:
-        for node in chosen:
-            click.echo("\n".join(show_lines(node, found(node))))
+    print_show(options, registry, chosen)
     complain(unmatched)
 
 
@@ -145,14 +112,8 @@ def show(options: Options, nodes: tuple[str, ...]) -> None:
 @click.pass_obj
 def summary(options: Options, nodes: tuple[str, ...]) -> None:
     """Print the nodes' configuration as a table."""
-    from capsulekit.output import emit_json
-    from provisioner.nodeviews import record, summary_table
-
     chosen, unmatched = chosen_for_reading(open_site(options), options, nodes)
-    if options.json:
-        emit_json([record(node) for node in chosen])
-    else:
-        click.echo(summary_table(chosen))
+    print_summary(options, chosen)
     complain(unmatched)
 
 
@@ -161,38 +122,7 @@ def summary(options: Options, nodes: tuple[str, ...]) -> None:
 @click.pass_obj
 def status(options: Options, nodes: tuple[str, ...]) -> None:
     """Print where each node is on its way to ready, and when it was last heard of."""
-    import time
-
-    from capsulekit.output import emit_json
-    from provisioner.nodeviews import status_record, status_table
-
     registry = open_site(options)
     chosen, unmatched = chosen_for_reading(registry, options, nodes)
-    found = _devices(registry)
-    boots = [(node, registry.boot_times(node.nodeid), found(node)) for node in chosen]
-    if options.json:
-        emit_json([status_record(*boot) for boot in boots])
-    else:
-        click.echo(status_table(boots, time.time()))
+    print_status(options, registry, chosen)
     complain(unmatched)
-
-
-def _devices(registry: Registry) -> Callable[[Node], NodeDevices]:
-    """What each node reported of its devices; a list that many nodes have is read once."""
-    from functools import cache
-
-    from provisioner.nodeviews import NodeDevices
-
-    known, devices_of = registry.node_hardware(), cache(registry.devices_of)
-
-    def found(node: Node) -> NodeDevices:
-        if node.nodeid not in known:
-            return NodeDevices()
-        number, reported = known[node.nodeid]
-        return NodeDevices(reported, devices_of(number))
-
-    return found
-
-
-def _count(number: int) -> str:
-    return "1 node" if number == 1 else f"{number} nodes"

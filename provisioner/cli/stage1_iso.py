@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from capsulekit.cli.main import Options
-from provisioner.cli._site import open_site, say
+from provisioner.cli._site import open_site, tell
 
 
 @click.command("iso")
@@ -29,4 +29,5 @@ def cli(options: Options, out: Path, arches: tuple[str, ...], kargs: str) -> Non
 
     open_site(options).close()
     made = make_iso(options.paths, load_site(options.paths), out, arches, kargs)
-    say(options, f"{made.path}: {made.size / 1e6:.1f} MB, stage 1 for {' and '.join(made.arches)}")
+    lines = [f"{made.path}: {made.size / 1e6:.1f} MB, stage 1 for {' and '.join(made.arches)}"]
+    tell(options, lines, {"path": str(made.path), "size": made.size, "arches": list(made.arches)})

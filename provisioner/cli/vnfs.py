@@ -2,84 +2,77 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from capsulekit.cli.main import Group, Options
+from capsulekit.errors import CapsulekitError
+from provisioner.cli._complete import capsule_names
+from provisioner.cli._vnfs import opened_store
+
 if TYPE_CHECKING:
-    from capsulekit.cli.main import Options
+    from provisioner.registry.model import InstalledCapsule
     from provisioner.vnfs.store import VnfsStore
 
 
-@click.group()
+@click.group("vnfs", cls=Group)
 def cli() -> None:
-    """Installed capsules."""
-
-
-@cli.command(name="import")
-@click.argument("file", type=click.Path(path_type=Path))
-@click.option("--as", "as_name", metavar="NAME", help="Install it under this name.")
-@click.option("--dry-run", is_flag=True, help="Verify it and say what would be done.")
-@click.pass_obj
-def import_(options: Options, file: Path, as_name: str | None, dry_run: bool) -> None:
-    """Verify a capsule file and install it. No node boots anything else because of it."""
-    with _store(options) as store:
-        done = store.install(file, as_name, dry_run=dry_run)
-    if options.json:
-        from dataclasses import asdict
-
-        from capsulekit.output import emit_json
-
-        emit_json({"capsule": asdict(done.capsule), "new": done.new, "hybrid": done.hybrid, "dry_run": dry_run})
-    elif not options.quiet:
-        capsule = done.capsule
-        what = "would be imported" if dry_run else "imported"
-        said = what if done.new else "is installed already: nothing to do"
-        click.echo(f"{capsule.name} {said} (identity={capsule.identity} key={capsule.key_id})")
-    if done.hybrid:
-        click.echo(
-            f"WARNING: {done.hybrid / 1e6:.1f} MB of {done.capsule.name} are in its hybrid layer, which this master "
-            "does not export: nodes will lack those paths",
-            err=True,
-        )
+    """Installed capsules: import, configure, export, clone, verify and delete them."""
 
 
 @cli.command(name="list")
+@click.argument("names", nargs=-1, shell_complete=capsule_names)
 @click.pass_obj
-def list_(options: Options) -> None:
-    """The names of all installed capsules; with -v also version, key, time and identity."""
-    with _store(options) as store:
-        capsules = store.list()
+def list_(options: Options, names: tuple[str, ...]) -> None:
+    """The names of the installed capsules; with -v also version, key, time, size, nodes and identity."""
+    with opened_store(options) as store:
+        capsules, wrong = _chosen(store, names)
+        rows = [_row(store, one) for one in capsules] if options.json or options.verbose else []
     if options.json:
-        from dataclasses import asdict
-
         from capsulekit.output import emit_json
 
-        emit_json([asdict(one) for one in capsules])
+        emit_json(rows)
     elif options.verbose:
         import time
 
         from capsulekit.output import table
 
-        columns = [("VNFS", 36), ("Version", 12), ("Key", 16), ("Imported (UTC)", 19), ("Identity", 64)]
-        stamp = [time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(one.imported)) for one in capsules]
-        rows = [(c.name, c.version, c.key_id, when, c.identity) for c, when in zip(capsules, stamp, strict=True)]
-        click.echo(table(columns, rows))
+        columns = [("VNFS", 36), ("Version", 12), ("Key", 16), ("Imported (UTC)", 19), ("Size", 10), ("Nodes", 6)]
+        lines = []
+        for row in rows:
+            when = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(row["imported"]))
+            size, nodes = f"{row['size'] / 1e6:.1f} MB", str(len(row["nodes"]))
+            lines.append((row["name"], row["version"], row["key_id"], when, size, nodes, row["identity"]))
+        click.echo(table([*columns, ("Identity", 64)], lines))
     else:
         for one in capsules:
             click.echo(one.name)
+    if wrong:
+        sys.stdout.flush()
+        raise CapsulekitError(wrong[0].message, hint=wrong[0].hint, details=tuple(one.message for one in wrong[1:]))
 
 
-@contextmanager
-def _store(options: Options) -> Iterator[VnfsStore]:
-    from provisioner.cli._site import open_site
-    from provisioner.vnfs.store import VnfsStore
+def _chosen(store: VnfsStore, names: Sequence[str]) -> tuple[list[InstalledCapsule], list[CapsulekitError]]:
+    """(the capsules of these names, all without any; what is wrong with the other names)"""
+    if not names:
+        return store.list(), []
+    found: list[InstalledCapsule] = []
+    wrong: list[CapsulekitError] = []
+    for name in names:
+        try:
+            found.append(store.get(name))
+        except CapsulekitError as error:
+            wrong.append(error)
+    return found, wrong
 
-    registry = open_site(options)
-    try:
-        yield VnfsStore(options.paths, registry)
-    finally:
-        registry.close()
+
+def _row(store: VnfsStore, one: InstalledCapsule) -> dict[str, Any]:
+    """A capsule's row, its bytes in the store, and the nodes that boot it."""
+    from dataclasses import asdict
+
+    from provisioner.vnfs.remove import size_of
+
+    return {**asdict(one), "size": size_of(store, one), "nodes": store.registry.nodes_of_capsule(one.name)}

@@ -28,6 +28,11 @@ def boot_script(base: str, mac: str, ticket: str, kargs: str, arches: Collection
     return render("boot.ipxe.j2", base=base, mac=mac, ticket=ticket, kargs=kargs, lacking=lacking)
 
 
+def refusing_script(mac: str, address: str, why: str) -> str:
+    """What a machine is told on its screen that may not boot under this MAC; it asks again after a minute."""
+    return render("refused.ipxe.j2", mac=mac, address=address, why=why)
+
+
 def write_tftp(folder: Path, base: str, programs: Path = IPXE_PROGRAMS) -> Sequence[str]:
     """Fill TFTP's folder: chain.ipxe, and the iPXE programs that this machine has; returns the names it lacks."""
     folder.mkdir(parents=True, exist_ok=True)

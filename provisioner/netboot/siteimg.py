@@ -12,9 +12,9 @@ from initramfs_builder.cpio import regular, with_parents, write_cpio
 
 from capsulekit.files import atomic_file
 from capsulekit.sitepaths import SitePaths
-from capsulekit.trust.keyring import Keyring
 from provisioner.pki import ca_path
 from provisioner.siteconf import SiteConfig, site_file
+from provisioner.sitekey import site_key_path, trusted_here
 
 
 def site_files(paths: SitePaths, config: SiteConfig) -> dict[str, bytes]:
@@ -26,8 +26,8 @@ def site_files(paths: SitePaths, config: SiteConfig) -> dict[str, bytes]:
         "site/console": f"{config.console}\n".encode(),
         "site/order": f"{config.order}\n".encode(),
     }
-    trusted = Keyring(paths.trust).keys()
-    for key in trusted:
+    # The site's own key too: it signs what is configured or converted here.
+    for key in trusted_here(paths)[0]:
         files[f"site/keys/{key.id}.pub"] = key.file_text.encode()
     return files
 
@@ -39,7 +39,8 @@ def write_site_image(path: Path, paths: SitePaths, config: SiteConfig, stamp: in
 
 def newest_input(paths: SitePaths, more: Iterable[Path] = ()) -> int:
     """When the youngest file that a site's image is made of, or one of ``more``, was written: epoch seconds."""
-    inputs = [site_file(paths), ca_path(paths), *paths.trust.glob("*.pub"), *more]
+    own = [path for path in (site_key_path(paths),) if path.exists()]
+    inputs = [site_file(paths), ca_path(paths), *paths.trust.glob("*.pub"), *own, *more]
     return max(int(path.stat().st_mtime) for path in inputs)
 
 

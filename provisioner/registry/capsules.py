@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, fields
 
 from capsulekit.errors import CapsulekitError
@@ -18,10 +19,14 @@ class Capsules:
 
     def add_capsule(self, capsule: InstalledCapsule) -> None:
         """Record a capsule; the row of the same name, if any, is replaced."""
-        marks = ", ".join("?" * len(fields(capsule)))
+        values = asdict(capsule)
+        news = ", ".join(f"{name} = excluded.{name}" for name in values)
+        marks = ", ".join("?" * len(values))
         with self.db.write() as con:
-            sql = f"INSERT OR REPLACE INTO capsules ({COLUMNS}) VALUES ({marks})"  # noqa: S608 - our own column names
-            con.execute(sql, tuple(asdict(capsule).values()))
+            con.execute(
+                f"INSERT INTO capsules ({COLUMNS}) VALUES ({marks}) ON CONFLICT (name) DO UPDATE SET {news}",  # noqa: S608
+                tuple(values.values()),
+            )
 
     def capsule(self, name: str) -> InstalledCapsule | None:
         """The capsule installed under exactly this name."""
@@ -37,11 +42,30 @@ class Capsules:
 
         Raises CapsulekitError for an unknown or ambiguous name.
         """
-        installed = self.capsules()
-        exact = [c for c in installed if c.name == name]
-        found = exact or [c for c in installed if c.name == f"{name}-{c.version}.{c.arch}"]
-        if not found:
-            raise CapsulekitError(f"no capsule {name!r} is installed", hint="see: capsulekit vnfs list")
-        if len(found) > 1:
-            raise CapsulekitError(f"capsule {name!r} could be " + " or ".join(c.name for c in found))
-        return found[0]
+        return find_capsule(self.capsules(), name)
+
+    def nodes_of_capsule(self, name: str) -> list[str]:
+        """Names of the nodes that boot the capsule of exactly this installed name."""
+        rows = self.db.rows("SELECT hostname FROM nodes WHERE vnfs = ? ORDER BY hostname", (name,))
+        return [str(row["hostname"]) for row in rows]
+
+    def delete_capsules(self, names: Sequence[str], *, used: bool = False) -> None:
+        """Take away rows, all or none; CapsulekitError when nodes boot one (unless ``used``) or there is none."""
+        with self.db.write() as con:
+            for name in names:
+                count = con.execute("SELECT count(*) FROM nodes WHERE vnfs = ?", (name,)).fetchone()[0]
+                if count and not used:
+                    raise CapsulekitError(f"capsule {name} is booted by {count} of the nodes")
+                if con.execute("DELETE FROM capsules WHERE name = ?", (name,)).rowcount == 0:
+                    raise CapsulekitError(f"no capsule {name!r} is installed", hint="see: capsulekit vnfs list")
+
+
+def find_capsule(installed: Sequence[InstalledCapsule], name: str) -> InstalledCapsule:
+    """Of the installed capsules the one that a name means; see Capsules.find_capsule."""
+    exact = [c for c in installed if c.name == name]
+    found = exact or [c for c in installed if c.name == f"{name}-{c.version}.{c.arch}"]
+    if not found:
+        raise CapsulekitError(f"no capsule {name!r} is installed", hint="see: capsulekit vnfs list")
+    if len(found) > 1:
+        raise CapsulekitError(f"capsule {name!r} could be " + " or ".join(c.name for c in found))
+    return found[0]

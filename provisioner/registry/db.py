@@ -1,76 +1,96 @@
-"""The registry's file: plain sqlite3, WAL, one immediate transaction per write, numbered migrations."""
+"""The registry's database, as far as both drivers agree: one writer at a time, migrations by number.
+
+Statements are plain SQL of the subset that SQLite and PostgreSQL share, values marked by ``?``. A migration is a
+script in migrations/; it says INTEGER PRIMARY KEY, INTEGER, REAL and TEXT, and each driver has its own words for them.
+"""
 
 from __future__ import annotations
 
-import os
 import re
-import sqlite3
 import threading
 import time
-import weakref
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from capsulekit.errors import CapsulekitError
+from provisioner.registry.sql import Connection, Row
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 BUSY_SECONDS = 60.0
-# WAL needs shared memory between the processes and locks that hold: https://sqlite.org/wal.html, "All processes
-# using a database must be on the same host computer".
-_NETWORK = re.compile(
-    r"nfs4?|cifs|smb3|smbfs|9p|afs|ceph|lustre|beegfs|gpfs|gfs2?|ocfs2|orangefs|coda|ncpfs"
-    r"|fuse\.(sshfs|glusterfs|ceph.*|s3fs|rclone|davfs|juicefs|beegfs)"
-)
+_Result = TypeVar("_Result")
 
 
-class _Connection(sqlite3.Connection):
-    """A connection that can be referred to weakly, so that close() finds those of all living threads."""
+class Session(Connection, ABC):
+    """One thread's connection, which commits each statement unless a transaction was begun."""
+
+    @property
+    @abstractmethod
+    def in_transaction(self) -> bool:
+        """Whether a transaction is open."""
+
+    @abstractmethod
+    def begin(self, *, snapshot: bool = False) -> None:
+        """Begin a transaction as the only writer, or one that only reads and sees one moment."""
+
+    @abstractmethod
+    def each(self, sql: str, values: Sequence[Any]) -> Iterator[Row]:
+        """A query's rows one by one; other statements may come in between."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """End the connection."""
 
 
-class Database:
-    """One SQLite file. Safe to share between threads: each gets a connection of its own."""
+class Database(ABC):
+    """One registry's database. Safe to share between threads: each gets a connection of its own."""
 
-    def __init__(self, path: Path) -> None:
-        """Open the file, made when missing, and bring its schema up to date. Raises CapsulekitError."""
-        self.path = path
+    place: str  # for messages
+    # Told "registry-lost" (place, reason) and "registry-back" (place): a server's log. Commands say what failed anyway.
+    log: Callable[..., None] = staticmethod(lambda _event, **_fields: None)
+
+    def __init__(self) -> None:
+        """Open the database and bring its schema up to date. Raises CapsulekitError."""
         self._local = threading.local()
-        # SQLite's own waiting is by sleeping and retrying; among our threads a real lock is quicker and fairer.
+        # Both databases' own waiting is less fair than a lock, and dearer: among our threads a lock comes first.
         self._writing = threading.RLock()
-        self._open: weakref.WeakSet[_Connection] = weakref.WeakSet()
-        refuse_network_path(path)
         with self._explained():
-            if self._version() != len(_migrations()):
-                self._migrate()
+            if self.version() != len(migrations()):
+                with self._preparing():
+                    self._migrate()
 
-    def rows(self, sql: str, values: Sequence[Any] = ()) -> list[sqlite3.Row]:
+    def rows(self, sql: str, values: Sequence[Any] = ()) -> list[Any]:
         """Every row a query gives."""
         with self._explained():
-            return self._connection().execute(sql, values).fetchall()
+            return self._try(lambda con: con.execute(sql, values).fetchall())
 
-    def each(self, sql: str, values: Sequence[Any] = ()) -> Iterator[sqlite3.Row]:
+    def each(self, sql: str, values: Sequence[Any] = ()) -> Iterator[Any]:
         """The rows a query gives, one by one, all as of the moment it began."""
         with self._explained():
-            yield from self._connection().execute(sql, values)
+            yield from self._try(lambda con: con.each(sql, values))
 
     @contextmanager
-    def write(self) -> Iterator[sqlite3.Connection]:
-        """One immediate transaction: all of the block's statements hold, or, when it raises, none."""
+    def write(self) -> Iterator[Connection]:
+        """One transaction of the only writer: all of the block's statements hold, or, when it raises, none."""
         with self._writing, self._explained():
-            con = self._connection()
-            # Inside a rehearsal the transaction is open already.
-            begin, commit, back = ("SAVEPOINT inner", "RELEASE inner", "ROLLBACK TO inner") if con.in_transaction else (
-                "BEGIN IMMEDIATE", "COMMIT", "ROLLBACK"
-            )  # fmt: skip
-            con.execute(begin)
+            con = self.session()
+            nested = self._held()  # inside a rehearsal, or another write
+            if nested and not con.in_transaction:
+                raise CapsulekitError(f"registry {self.place}: the change was cut off", hint="try again")
+            if nested:
+                con.execute("SAVEPOINT nested")
+            else:
+                con = self._try(_begin)
             try:
-                yield con
-                con.execute(commit)
+                with self._holding():
+                    yield con
+                con.execute("RELEASE nested" if nested else "COMMIT")
             except BaseException:
-                # SQLite itself has rolled back after a full disk or an I/O error.
+                # SQLite itself has rolled back after a full disk or an I/O error, PostgreSQL when it lost us.
                 if con.in_transaction:
-                    con.execute(back)
+                    con.execute("ROLLBACK TO nested" if nested else "ROLLBACK")
                 raise
 
     @contextmanager
@@ -83,134 +103,174 @@ class Database:
             yield
             return
         with self._writing, self._explained():
-            con = self._connection()
-            con.execute("BEGIN IMMEDIATE")
+            con = self._try(_begin)
             try:
-                yield
+                with self._holding():
+                    yield
             finally:
                 if con.in_transaction:
                     con.execute("ROLLBACK")
 
-    def close(self) -> None:
-        """Close the connections of all threads."""
-        for con in list(self._open):
-            con.close()
-        self._local = threading.local()
+    @contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """All that this thread reads inside the block is as of one moment; others go on writing."""
+        with self._explained():
+            con = self._try(_begin_snapshot)
+            try:
+                with self._holding():
+                    yield
+            finally:
+                if con.in_transaction:
+                    con.execute("ROLLBACK")
 
-    def _connection(self) -> sqlite3.Connection:
-        con: sqlite3.Connection | None = getattr(self._local, "con", None)
-        if con is None:
-            if not self.path.exists():
-                _make_private(self.path)
-            # isolation_level=None: BEGIN and COMMIT are ours alone. The threads never share a connection, only
-            # close() touches those of others.
-            con = sqlite3.connect(
-                self.path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False, factory=_Connection
-            )
-            con.row_factory = sqlite3.Row
-            self._local.con = con
-            self._open.add(con)
-        return con
-
-    def _version(self) -> int:
-        con = self._connection()
-        if not con.execute("SELECT count(*) FROM sqlite_master WHERE name = 'schema_version'").fetchone()[0]:
-            return 0
+    def version(self) -> int:
+        """The number of the schema the database has; raises CapsulekitError when it is newer than we are."""
         # Empty while another process is between making the table and finishing the first migration.
-        version = int(con.execute("SELECT coalesce(max(version), 0) FROM schema_version").fetchone()[0])
-        if version > len(_migrations()):
+        known = self._has_versions() and self.rows("SELECT coalesce(max(version), 0) FROM schema_version")[0][0]
+        version = int(known or 0)
+        if version > len(migrations()):
             raise CapsulekitError(
-                f"{self.path} has schema {version}, this capsulekit knows {len(_migrations())}",
+                f"{self.place} has schema {version}, this capsulekit knows {len(migrations())}",
                 hint="it was written by a newer capsulekit: use that one",
             )
         return version
 
-    def _migrate(self) -> None:
-        """Run the migrations that are missing, each in one transaction with its line in schema_version."""
-        # Late, like all that a plain command does not need: `node list` starts in under 0.2 s.
-        from capsulekit.files import exclusive_lock
+    def migrate(self, con: Connection, first: int, last: int) -> None:
+        """Within a transaction: run the migrations of these numbers, each with its line in schema_version."""
+        for number in range(first, last + 1):
+            for statement in statements(migrations()[number - 1].read_text(encoding="utf-8")):
+                con.execute(self.dialect(statement))
+            con.execute("INSERT INTO schema_version (version, applied) VALUES (?, ?)", (number, time.time()))
 
-        # The change to WAL does not wait for other connections, so only one process at a time comes here.
-        with exclusive_lock(self.path.with_name(self.path.name + ".lock")):
-            con = self._connection()
-            mode = con.execute("PRAGMA journal_mode = WAL").fetchone()[0]
-            if mode != "wal":
-                raise CapsulekitError(f"{self.path}: SQLite's WAL does not work on this file system")
-            con.execute(
-                "CREATE TABLE IF NOT EXISTS schema_version (version INTEGER PRIMARY KEY, applied REAL NOT NULL)"
-            )
-            done = con.execute("SELECT coalesce(max(version), 0) FROM schema_version").fetchone()[0]
-            for number, script in enumerate(_migrations()[done:], done + 1):
-                con.execute("BEGIN IMMEDIATE")
-                try:
-                    for statement in _statements(script.read_text(encoding="utf-8")):
-                        con.execute(statement)
-                    con.execute("INSERT INTO schema_version VALUES (?, ?)", (number, time.time()))
-                    con.execute("COMMIT")
-                finally:
-                    if con.in_transaction:
-                        con.execute("ROLLBACK")
+    def close(self) -> None:
+        """Close the connections of all threads."""
+        for con in self._sessions():
+            con.close()
+        self._local = threading.local()
 
     @contextmanager
-    def _explained(self) -> Iterator[None]:
-        """Turn SQLite's own errors into ours."""
+    def _holding(self) -> Iterator[None]:
+        """While this thread has a transaction: should that end early, nothing may go on outside of it."""
+        before = self._held()
+        self._local.held = True
         try:
             yield
-        except sqlite3.Error as error:
-            hint = None
-            if "locked" in str(error):
-                hint = f"another process has been writing to it for {BUSY_SECONDS:.0f} s: try again"
-            elif "malformed" in str(error) or "not a database" in str(error):
-                hint = "restore it from a copy; the file was damaged or is no registry"
-            raise CapsulekitError(f"registry {self.path}: {error}", hint=hint) from error
+        finally:
+            self._local.held = before
+
+    def _held(self) -> bool:
+        held: bool = getattr(self._local, "held", False)
+        return held
+
+    def session(self) -> Session:
+        """This thread's connection."""
+        con: Session | None = getattr(self._local, "con", None)
+        if con is None:
+            con = self._local.con = self._connect()
+        return con
+
+    def dialect(self, statement: str) -> str:
+        """A statement of a migration in the driver's words."""
+        return statement
+
+    @abstractmethod
+    def exists(self, table: str) -> bool:
+        """Whether there is such a table."""
+
+    def number_on(self, con: Connection, table: str) -> None:  # noqa: B027 - SQLite has nothing to do
+        """After rows with ids were put into a table: let new ones be counted from the highest on."""
+
+    @abstractmethod
+    def _connect(self) -> Session: ...
+
+    @abstractmethod
+    def _sessions(self) -> list[Session]:
+        """The connections of all living threads."""
+
+    @abstractmethod
+    def _explained(self) -> AbstractContextManager[None]:
+        """Turn the driver's own errors into ours."""
+
+    def _try(self, work: Callable[[Session], _Result]) -> _Result:
+        """Do something that can be done again, should the connection turn out to be gone."""
+        return work(self.session())
+
+    def _preparing(self) -> AbstractContextManager[None]:
+        """What has to be held while the schema is made."""
+        return nullcontext()
+
+    def _has_versions(self) -> bool:
+        return self.exists("schema_version")
+
+    def _migrate(self) -> None:
+        """Run the migrations that are missing, each in one transaction; other processes may be at it too."""
+        with self.write() as con:
+            columns = "version INTEGER PRIMARY KEY, applied REAL NOT NULL"
+            con.execute(self.dialect(f"CREATE TABLE IF NOT EXISTS schema_version ({columns})"))
+        for number in range(1, len(migrations()) + 1):
+            with self.write() as con:
+                if self.version() < number:
+                    self.migrate(con, number, number)
 
 
-def _migrations() -> list[Path]:
+def open_database(place: Path | str) -> Database:
+    """The database at a path (SQLite, made when missing) or a postgresql:// address. Raises CapsulekitError."""
+    # One of the two: the other's module is not needed.
+    if isinstance(place, Path):
+        from provisioner.registry.sqlite import Sqlite
+
+        return Sqlite(place)
+    from provisioner.registry.postgres import Postgres
+
+    return Postgres(place)
+
+
+def check_place(place: Path | str) -> None:
+    """Raise CapsulekitError where a registry must not be: on a network file system, behind a URL with a password."""
+    if isinstance(place, Path):
+        from provisioner.registry.sqlite import refuse_network_path
+
+        refuse_network_path(place)
+    else:
+        from provisioner.registry.address import check_address
+
+        check_address(place)
+
+
+def migrations() -> list[Path]:
     """The numbered scripts in their order; number N is the N-th."""
     return sorted(MIGRATIONS.glob("[0-9][0-9][0-9][0-9]_*.sql"))
 
 
-def _statements(script: str) -> Iterator[str]:
-    """The statements of a script one by one: sqlite3's executescript would commit our transaction first."""
+def tables(version: int) -> list[str]:
+    """The tables of a schema, in the order in which they were made, without schema_version."""
+    # Compiled here: only backups ask.
+    made = re.compile(r'\b(?:CREATE TABLE|(DROP) TABLE|ALTER TABLE) "?(\w+)"?(?: RENAME TO "?(\w+)"?)?')
+    found: list[str] = []
+    for script in migrations()[:version]:
+        for drop, name, new in made.findall(script.read_text(encoding="utf-8")):
+            if name in found and (drop or new):
+                found.remove(name)
+            if not drop and (new or name) not in found:
+                found.append(new or name)
+    return found
+
+
+def statements(script: str) -> Iterator[str]:
+    """The statements of a migration one by one: lines up to one that ends in a semicolon."""
     pending = ""
     for line in script.splitlines(keepends=True):
-        pending += line
-        if sqlite3.complete_statement(pending):
-            yield pending
+        pending += line if not line.startswith("--") else ""
+        if line.rstrip().endswith(";"):
+            yield pending.rstrip().removesuffix(";")
             pending = ""
 
 
-def _make_private(path: Path) -> None:
-    """Make the file readable by its owner alone; SQLite gives its -wal and -shm the same mode."""
-    try:
-        os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
-    except OSError as error:
-        raise CapsulekitError(f"registry {path}: {error.strerror}") from error
+def _begin(con: Session) -> Session:
+    con.begin()
+    return con
 
 
-def refuse_network_path(path: Path) -> None:
-    """Raise CapsulekitError when ``path`` lies on a network file system."""
-    kind = file_system_type(path)
-    if _NETWORK.fullmatch(kind):
-        raise CapsulekitError(
-            f"the registry {path} would lie on a network file system ({kind}), where SQLite loses data",
-            hint='put it on a local disk: registry = "/var/lib/capsulekit/registry.db" in site.toml',
-        )
-
-
-def file_system_type(path: Path, mounts: Path = Path("/proc/self/mountinfo")) -> str:
-    """The kernel's name for the file system that holds ``path``: of the mount nearest above it, "" if unknown."""
-    real = os.path.realpath(path)
-    best, kind = "", ""
-    try:
-        lines = mounts.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
-    except OSError:
-        return ""
-    for line in lines:
-        # proc(5): "36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw"; blanks in paths are octal.
-        left, _, right = line.partition(" - ")
-        point = re.sub(r"\\([0-7]{3})", lambda m: chr(int(m[1], 8)), left.split()[4])
-        # Later lines are mounted over earlier ones, hence >=.
-        if (real + "/").startswith(point.rstrip("/") + "/") and len(point) >= len(best):
-            best, kind = point, right.split()[0]
-    return kind
+def _begin_snapshot(con: Session) -> Session:
+    con.begin(snapshot=True)
+    return con

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import sqlite3
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from provisioner.devices import Device, format_devices
 from provisioner.registry.db import Database
+from provisioner.registry.sql import Connection, Row, chunks
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,8 @@ class Devices:
 
     def never_reported(self) -> list[str]:
         """Host names of the nodes that never sent their devices."""
-        sql = "SELECT hostname FROM nodes WHERE nodeid NOT IN (SELECT nodeid FROM node_hardware) ORDER BY hostname"
+        sql = "SELECT hostname FROM nodes WHERE nodeid NOT IN (SELECT nodeid FROM node_hardware)"
+        sql += " ORDER BY lower(hostname)"
         return [row["hostname"] for row in self.db.rows(sql)]
 
 
@@ -105,15 +106,18 @@ _FLEET = (
 )
 
 
-def forget_devices(con: sqlite3.Connection, mac: str) -> None:
-    """Within a transaction: forget a node's devices, and the list with them when no other node has it."""
-    old = con.execute("SELECT hardware FROM node_hardware WHERE nodeid = ?", (mac,)).fetchone()
-    if old is not None:
-        con.execute("DELETE FROM node_hardware WHERE nodeid = ?", (mac,))
-        _drop_unused(con, old["hardware"])
+def forget_devices(con: Connection, macs: Sequence[str]) -> None:
+    """Within a transaction: forget the nodes' devices, and every list with them that no other node has."""
+    lists: set[int] = set()
+    for marks, some in chunks(macs):
+        where = f"node_hardware WHERE nodeid IN ({marks})"
+        lists.update(row[0] for row in con.execute(f"SELECT DISTINCT hardware FROM {where}", some))  # noqa: S608
+        con.execute(f"DELETE FROM {where}", some)  # noqa: S608 - only marks
+    for hardware in sorted(lists):
+        _drop_unused(con, hardware)
 
 
-def _hardware(con: sqlite3.Connection, digest: str, devices: Sequence[Device]) -> int:
+def _hardware(con: Connection, digest: str, devices: Sequence[Device]) -> int:
     """The number of a list of devices, written down when it is new."""
     known = con.execute("SELECT id FROM hardware WHERE digest = ?", (digest,)).fetchone()
     if known is not None:
@@ -130,7 +134,7 @@ def _hardware(con: sqlite3.Connection, digest: str, devices: Sequence[Device]) -
     return number
 
 
-def _drop_unused(con: sqlite3.Connection, hardware: int) -> None:
+def _drop_unused(con: Connection, hardware: int) -> None:
     """Remove a list that no node has any more, and the kinds that were in no other list."""
     if con.execute("SELECT 1 FROM node_hardware WHERE hardware = ? LIMIT 1", (hardware,)).fetchone():
         return
@@ -144,5 +148,5 @@ def _drop_unused(con: sqlite3.Connection, hardware: int) -> None:
         )
 
 
-def _device(row: sqlite3.Row) -> Device:
+def _device(row: Row) -> Device:
     return Device(row["modalias"], row["driver"], row["module"], bool(row["boot"]), int(row["number"]))

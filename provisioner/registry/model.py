@@ -27,6 +27,7 @@ class Node:
     lastcontact: float | None = None
     error: str = ""  # why it failed or waits
     created: float = 0.0
+    address: str = ""  # fixed address, unique when set
 
     @property
     def name(self) -> str:

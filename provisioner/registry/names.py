@@ -41,6 +41,9 @@ def parse_name(text: str) -> tuple[str, str]:
             f"{text!r} is not a node name",
             hint="HOST or HOST.CLUSTER: letters, digits and inner hyphens, at most 63 characters a part",
         )
+    if host.isdigit() or host.lower() == "localhost":
+        # Programs read a bare number as an address, and everybody's localhost is himself.
+        raise CapsulekitError(f"{text!r} cannot be the name of a node", hint="a name with a letter, not localhost")
     return host, cluster
 
 
@@ -49,6 +52,27 @@ def parse_group(text: str) -> str:
     if not _WORD.fullmatch(text) or len(text) > 64:
         raise CapsulekitError(f"{text!r} is not a group name", hint="letters, digits, dot, underscore, hyphen")
     return text
+
+
+def parse_line(text: str) -> str:
+    """One line of free text without blanks at its ends; raises CapsulekitError for anything else."""
+    if not text.isprintable() or len(text) > 1500:
+        raise CapsulekitError("the value must be one line of at most 1500 characters, without control characters")
+    return text.strip()
+
+
+def parse_address(text: str) -> str:
+    """An IPv4 or IPv6 address of one machine as its standard spells it; raises CapsulekitError for anything else."""
+    # Late: only whoever sets an address needs it.
+    from ipaddress import ip_address
+
+    try:
+        address = ip_address(text.strip())
+    except ValueError:
+        raise CapsulekitError(f"{text!r} is not an IP address") from None
+    if address.is_multicast or address.is_loopback or address.is_unspecified or "%" in text or address.is_reserved:
+        raise CapsulekitError(f"{text} cannot be the address of a node")
+    return str(address)
 
 
 def template_names(template: str, first: int) -> Iterator[tuple[str, str]]:

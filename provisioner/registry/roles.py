@@ -61,7 +61,7 @@ class Roles:
         for role in roles:
             parse_role(role, tuple(states))
         with self.db.write() as con:
-            sql = "INSERT OR IGNORE INTO roles (module, role) VALUES (?, ?)"
+            sql = "INSERT INTO roles (module, role) VALUES (?, ?) ON CONFLICT DO NOTHING"
             return [role for role in roles if con.execute(sql, (module, role)).rowcount]
 
     def deactivate(self, module: str, roles: Sequence[str] | None = None) -> list[str]:
@@ -88,6 +88,19 @@ class Roles:
         for row in self.db.rows("SELECT module, role FROM roles ORDER BY module, role"):
             active.setdefault(row["module"], []).append(row["role"])
         return active
+
+    def roles_of(self, scope: str, names: Iterable[str]) -> list[tuple[str, str]]:
+        """(module, role) of what is activated for nodes, groups or capsules (``scope``) of these names, sorted.
+
+        A role is about a name: it stays when what has the name goes, and counts for what has it next.
+        """
+        wanted = {f"{scope}/{name}" for name in names}
+        return [
+            (module, role)
+            for module, roles in self.roles().items()
+            for role in roles
+            if role.partition("/")[2] in wanted
+        ]
 
     def modules_for(self, node: Node, state: str) -> list[str]:
         """Names of the modules activated for a node in a state, each once, sorted."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from capsulekit.errors import CapsulekitError, UsageError
 from provisioner.registry.model import Node
@@ -34,14 +35,51 @@ def select(words: Sequence[str], nodes: Sequence[Node], by_mac: bool = False) ->
     A literal name that is not registered is unmatched wherever it stands; so is a pattern that fits no name, an
     unknown @group, and a word whose set comes out empty.
     """
-    site = _Site(nodes, by_mac)
+    chosen, unmatched = _united(words, _Site(nodes, by_mac))
+    return Selection(tuple(n for n in nodes if n.nodeid in chosen), unmatched)
+
+
+def _united(words: Sequence[str], site: _Finder) -> tuple[set[str], tuple[str, ...]]:
+    """What all words stand for together, and what in them is unknown, each once."""
     chosen: set[str] = set()
     unmatched: list[str] = []
     for word in words:
         result, missing = _evaluate(word, site)
         chosen |= result
         unmatched += missing or ([] if result else [word])
-    return Selection(tuple(n for n in nodes if n.nodeid in chosen), tuple(dict.fromkeys(unmatched)))
+    return chosen, tuple(dict.fromkeys(unmatched))
+
+
+@dataclass(frozen=True)
+class Names:
+    """The names (of groups, say) that words named, in their order, and every word or name that matched nothing."""
+
+    names: tuple[str, ...]
+    unmatched: tuple[str, ...]
+
+
+def select_names(words: Sequence[str], names: Sequence[str]) -> Names:
+    """The same grammar over plain names; ``@`` before one changes nothing. Raises UsageError for a malformed word."""
+    known = _Plain(names)
+    chosen, unmatched = _united(words, known)
+    return Names(tuple(name for name in names if name in chosen), unmatched)
+
+
+class _Finder(Protocol):
+    """Knows what a literal name or a pattern stands for."""
+
+    def find(self, name: str) -> set[str]: ...
+
+
+class _Plain:
+    """Names that stand for themselves."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = {name: name for name in names}
+
+    def find(self, name: str) -> set[str]:
+        """The names that ``name``, a name or a pattern, stands for."""
+        return set(_fitting(name.removeprefix("@"), self.names))
 
 
 class _Site:
@@ -75,7 +113,7 @@ class _Site:
             return name.upper().replace("-", ":")
 
 
-def _evaluate(word: str, site: _Site) -> tuple[set[str], list[str]]:
+def _evaluate(word: str, site: _Finder) -> tuple[set[str], list[str]]:
     """The NodeIDs of one word, and what in it is not registered."""
     result: set[str] = set()
     missing: list[str] = []
@@ -93,7 +131,7 @@ def _evaluate(word: str, site: _Site) -> tuple[set[str], list[str]]:
     return result, missing
 
 
-def _operand(text: str, site: _Site) -> tuple[set[str], list[str]]:
+def _operand(text: str, site: _Finder) -> tuple[set[str], list[str]]:
     found: set[str] = set()
     missing: list[str] = []
     for name in _expand_some(text):
@@ -170,5 +208,8 @@ def _is_pattern(text: str) -> bool:
 def _fitting(name: str, known: dict[str, str] | dict[str, set[str]]) -> list[str]:
     if not _is_pattern(name):
         return [name] if name in known else []
-    pattern = re.compile(re.escape(name).replace(r"\*", ".*").replace(r"\?", "."))
+    first, *rest = (re.escape(part).replace(r"\?", ".") for part in re.split(r"\*+", name))
+    # Atomic: what stands between two stars fits where it first does, and many stars cost no more than a few.
+    inner = "".join(f"(?>.*?{part})" for part in rest[:-1])
+    pattern = re.compile(first + (f"{inner}.*{rest[-1]}" if rest else ""))
     return [n for n in known if pattern.fullmatch(n)]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Literal
 
 from provisioner.registry.db import Database
+from provisioner.registry.sql import chunks
 
 Refusal = Literal["unknown", "used", "expired", "mac", "address"]
 # How long a dead ticket is remembered, in seconds, so that a late replay is called what it is.
@@ -29,13 +31,15 @@ class Tickets:
         with self.db.write() as con:
             con.execute("DELETE FROM tickets WHERE expires < ?", (now - REMEMBERED,))
             alive = con.execute(
-                "SELECT digest FROM tickets WHERE nodeid = ? AND NOT used AND expires > ?"
-                " ORDER BY (addr = ?) DESC, rowid",
+                "SELECT digest FROM tickets WHERE nodeid = ? AND used = 0 AND expires > ? ORDER BY (addr = ?) DESC, id",
                 (mac, now, addr),
             ).fetchall()
             for row in alive[: max(0, len(alive) - max_alive + 1)]:
                 con.execute("UPDATE tickets SET expires = ? WHERE digest = ?", (now, row["digest"]))
-            con.execute("INSERT INTO tickets VALUES (?, ?, ?, ?, 0)", (digest, mac, addr, expires))
+            con.execute(
+                "INSERT INTO tickets (digest, nodeid, addr, expires, used) VALUES (?, ?, ?, ?, 0)",
+                (digest, mac, addr, expires),
+            )
 
     def redeem_ticket(self, digest: str, mac: str, addr: str, now: float) -> Literal[True] | Refusal:
         """True, once, for the right MAC and address in time; otherwise why not. A refusal uses nothing up."""
@@ -57,12 +61,23 @@ class Tickets:
     def add_session(self, digest: str, mac: str, addr: str, expires: float) -> None:
         """Record a session key of a node; its earlier ones end."""
         with self.db.write() as con:
-            con.execute("INSERT OR REPLACE INTO sessions VALUES (?, ?, ?, ?)", (digest, mac, addr, expires))
+            con.execute(
+                "INSERT INTO sessions (digest, nodeid, addr, expires) VALUES (?, ?, ?, ?) ON CONFLICT (nodeid)"
+                " DO UPDATE SET digest = excluded.digest, addr = excluded.addr, expires = excluded.expires",
+                (digest, mac, addr, expires),
+            )
 
     def session(self, digest: str, now: float) -> str | None:
         """The NodeID a session key belongs to, or None when it is unknown or over."""
-        rows = self.db.rows("SELECT nodeid FROM sessions WHERE digest = ? AND expires > ?", (digest, now))
-        return str(rows[0]["nodeid"]) if rows else None
+        return self.sessions([digest], now).get(digest)
+
+    def sessions(self, digests: Sequence[str], now: float) -> dict[str, str]:
+        """Digest → NodeID of those session keys that are known and not over."""
+        found: dict[str, str] = {}
+        for marks, some in chunks(digests):
+            sql = f"SELECT digest, nodeid FROM sessions WHERE digest IN ({marks}) AND expires > ?"  # noqa: S608 - marks
+            found.update((row[0], row[1]) for row in self.db.rows(sql, (*some, now)))
+        return found
 
     def drop_sessions(self, mac: str) -> None:
         """End every session of a node."""

@@ -19,16 +19,17 @@ from aiohttp.abc import AbstractAccessLogger
 from capsulekit.errors import CapsulekitError
 from provisioner.devices import MOST_BYTES, parse_devices
 from provisioner.netboot import stage1
-from provisioner.netboot.ipxe import boot_script
+from provisioner.netboot.ipxe import boot_script, refusing_script
 from provisioner.registry.names import parse_mac
 from provisioner.server import blobs, tickets
+from provisioner.server.askers import AskRefused
 from provisioner.server.context import MAC, SITE, Site
 from provisioner.server.desk import UnknownNode
 from provisioner.server.log import log
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 MOST_BODY = 64 * 1024  # bytes
-REPORTED_STATES = ("init", "handoff", "ready")
+BOOT_STATES = ("init", "handoff")
 NO_STORE = {"Cache-Control": "no-store"}
 
 
@@ -39,6 +40,11 @@ async def boot_ipxe(request: web.Request) -> web.StreamResponse:
     """
     site = request.app[SITE]
     mac = _asked_for(request, request.query.get("mac", ""))
+    try:
+        await _check_asker(request, mac)
+    except AskRefused as refused:
+        # iPXE shows the text of an answer that is a script, of no other.
+        return web.Response(text=refusing_script(mac, _peer(request), refused.message), headers=NO_STORE)
     ticket = "" if site.desk.config.six else await _new_ticket(site, mac, _peer(request))
     arches = await asyncio.to_thread(stage1.installed, site.desk.paths)
     script = boot_script(site.base, mac, ticket, site.desk.config.stage1_kargs, arches)
@@ -48,6 +54,10 @@ async def boot_ipxe(request: web.Request) -> web.StreamResponse:
 async def ticket(request: web.Request) -> web.StreamResponse:
     """POST /v1/ticket: a new ticket for a node whose boot script held none, or that had no boot script."""
     mac = _asked_for(request, (await _form(request)).get("mac", ""))
+    try:
+        await _check_asker(request, mac)
+    except AskRefused as refused:
+        raise web.HTTPForbidden(text=f"{refused.message}\n") from refused
     return web.Response(text=f"ticket {await _new_ticket(request.app[SITE], mac, _peer(request))}\n", headers=NO_STORE)
 
 
@@ -60,8 +70,22 @@ def _asked_for(request: web.Request, text: str) -> str:
     return _mac(text)
 
 
+async def _check_asker(request: web.Request, mac: str) -> None:
+    """Raises AskRefused, counted and logged, when the MAC is not that of the machine that asks."""
+    site, addr = request.app[SITE], _peer(request)
+    port = request.transport.get_extra_info("peername")[1] if request.transport else 0
+    if site.askers is None:
+        return
+    try:
+        await asyncio.to_thread(site.askers.check, mac, addr, port)
+    except AskRefused as refused:
+        site.count("asks_refused", reason=refused.reason)
+        log("ask-refused", mac=mac, addr=addr, reason=refused.reason, seen=refused.seen or None)
+        raise
+
+
 async def _new_ticket(site: Site, mac: str, addr: str) -> str:
-    made = await asyncio.to_thread(tickets.issue, site.desk.registry, mac, addr)
+    made = await site.writes.do(tickets.issue, site.desk.registry, mac, addr)
     site.count("tickets_issued")
     log("ticket", mac=mac, addr=addr)
     return made
@@ -72,7 +96,7 @@ async def session(request: web.Request) -> web.StreamResponse:
     site, addr, form = request.app[SITE], _peer(request), await _form(request)
     mac = _mac(form.get("mac", ""))
     try:
-        await asyncio.to_thread(tickets.redeem, site.desk.registry, form.get("ticket", ""), mac, addr)
+        await site.writes.do(tickets.redeem, site.desk.registry, form.get("ticket", ""), mac, addr)
     except tickets.TicketRefused as refused:
         site.count("tickets_refused", reason=refused.reason)
         log("ticket-refused", mac=mac, addr=addr, reason=refused.reason)
@@ -82,17 +106,19 @@ async def session(request: web.Request) -> web.StreamResponse:
         site.count("nodes_joined")
         site.joined.set()
         log("node-added", mac=mac, addr=addr, name=node.name, accepted=node.accepted)
-    key = await asyncio.to_thread(tickets.open_session, site.desk.registry, mac, addr)
+    key = await site.writes.do(tickets.open_session, site.desk.registry, mac, addr)
     site.count("sessions")
     log("session", mac=mac, addr=addr)
     return web.Response(text=f"session {key}\n", headers=NO_STORE)
 
 
 async def state(request: web.Request) -> web.StreamResponse:
-    """POST /v1/state/{state}: ``init`` is answered with the plan, or 202 after a while; the others are recorded."""
+    """POST /v1/state/{state}: ``init`` is answered with the plan, or 202 after a while; ``ready`` and the site's own
+    states with what the node shall run, or ``ok``; all are recorded.
+    """
     site, addr, form = request.app[SITE], _peer(request), await _form(request)
     name, mac = request.match_info["state"], request[MAC]
-    if name not in REPORTED_STATES:
+    if name not in (*BOOT_STATES, *site.desk.config.all_states):
         raise web.HTTPNotFound(text=f"no state is called {name!r}\n")
     uptime, memory, error = _number(form, "uptime"), _whole(form, "mem_used_kb"), form.get("error", "")
     plan, kept = "ok\n", name
@@ -102,7 +128,10 @@ async def state(request: web.Request) -> web.StreamResponse:
         plan = await _plan(site, mac, addr)
     elif error:
         kept = "failed"
-    await asyncio.to_thread(site.desk.report, mac, kept, addr, error, uptime, memory)
+    if name not in BOOT_STATES:
+        plan, wrong = await _state_plan(site, mac, name)
+        kept, error = ("failed", wrong) if wrong and not error else (kept, error)
+    await site.writes.do(site.desk.report, mac, kept, addr, error, uptime, memory)
     site.count("states", state=kept)
     log("state", mac=mac, addr=addr, state=kept, error=error or None)
     return web.Response(text=plan, headers=NO_STORE)
@@ -115,7 +144,7 @@ async def progress(request: web.Request) -> web.StreamResponse:
     seconds, memory = _number(form, "seconds"), _whole(form, "mem_used_kb")
     if status not in ("start", "ok", "failed") or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,63}", step):
         raise web.HTTPBadRequest(text="step must be a word, and status start, ok or failed\n")
-    await asyncio.to_thread(site.desk.progress, mac, step, status, seconds, detail, memory)
+    await site.writes.do(site.desk.progress, mac, step, status, seconds, detail, memory)
     if status == "failed":
         site.count("steps_failed")
     log("progress", mac=mac, step=step, status=status, seconds=seconds, detail=detail or None)
@@ -137,7 +166,7 @@ async def devices(request: web.Request) -> web.StreamResponse:
         found = await asyncio.to_thread(parse_devices, bytes(body))
     except CapsulekitError as wrong:
         raise web.HTTPBadRequest(text=f"{wrong.message}\n") from wrong
-    await asyncio.to_thread(site.desk.devices, mac, found)
+    await site.writes.do(site.desk.devices, mac, found)
     site.count("device_lists")
     log("devices", mac=mac, kinds=len(found), without_driver=sum(d.is_network and not d.driver for d in found))
     return web.Response(text="ok\n")
@@ -205,7 +234,7 @@ def _with_session(handler: Handler) -> Handler:
 
     async def guarded(request: web.Request) -> web.StreamResponse:
         site, header = request.app[SITE], request.headers.get("Authorization", "")
-        mac = await asyncio.to_thread(tickets.session_of, site.desk.registry, header)
+        mac = await site.sessions.ask(header)
         if mac is None:
             site.count("sessions_refused")
             raise web.HTTPUnauthorized(text="no such session: boot again\n", headers={"WWW-Authenticate": "Bearer"})
@@ -239,7 +268,7 @@ async def _held(site: Site, mac: str, addr: str) -> str:
     end, told = time.monotonic() + site.hold, ""
     while reason := await asyncio.to_thread(site.desk.must_wait, mac):
         if reason != told:
-            await asyncio.to_thread(site.desk.report, mac, "waiting", addr, reason)
+            await site.writes.do(site.desk.report, mac, "waiting", addr, reason)
             log("waiting", mac=mac, addr=addr, reason=reason)
             told = reason
         left = end - time.monotonic()
@@ -253,12 +282,23 @@ async def _held(site: Site, mac: str, addr: str) -> str:
 async def _plan(site: Site, mac: str, addr: str) -> str:
     """The plan; what keeps it from being made is shown by ``node status`` too."""
     try:
-        return await asyncio.to_thread(site.desk.plan, mac)
+        return await asyncio.to_thread(site.desk.hand_out, mac)
     except UnknownNode:
         raise
     except CapsulekitError as error:
-        await asyncio.to_thread(site.desk.report, mac, "failed", addr, error.message)
+        await site.writes.do(site.desk.report, mac, "failed", addr, error.message)
         raise
+
+
+async def _state_plan(site: Site, mac: str, name: str) -> tuple[str, str]:
+    """(what a running node shall do, what keeps us from saying it): the node goes on as it is meanwhile."""
+    try:
+        return await site.state_plans.ask((mac, name)), ""
+    except UnknownNode:
+        raise
+    except CapsulekitError as error:
+        log("error", mac=mac, state=name, message=error.message)
+        return "keep\n", error.message
 
 
 def _peer(request: web.Request) -> str:

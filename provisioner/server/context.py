@@ -9,8 +9,10 @@ from dataclasses import dataclass, field
 from aiohttp import web
 
 from provisioner.netboot.siteimg import SiteImage
+from provisioner.server.askers import Askers
 from provisioner.server.desk import Desk
-from provisioner.server.tickets import RateLimiter
+from provisioner.server.gather import Gather, Writes
+from provisioner.server.tickets import RateLimiter, sessions_of
 
 MAC: web.RequestKey[str] = web.RequestKey("mac", str)  # the NodeID whose session key the request carried
 HOLD_SECONDS = 25.0
@@ -21,11 +23,13 @@ POLL_SECONDS = 1.0
 class Site:
     """One running site. ``hold`` and ``poll`` are seconds: how long a waiting node's request is kept, and looked at.
 
+    ``askers`` checks who asks under which MAC; None: nobody is checked.
     ``joined`` is set when a node was added, so that its name reaches DHCP at once.
     """
 
     desk: Desk
     image: SiteImage
+    askers: Askers | None = None
     # A boot asks once or twice; a hundred nodes behind one router's address still get through.
     limiter: RateLimiter = field(default_factory=lambda: RateLimiter(per_second=5.0, burst=60))
     counters: Counter[str] = field(default_factory=Counter)
@@ -33,6 +37,14 @@ class Site:
     joined: asyncio.Event = field(default_factory=asyncio.Event)
     hold: float = HOLD_SECONDS
     poll: float = POLL_SECONDS
+
+    def __post_init__(self) -> None:
+        registry = self.desk.registry
+        self.writes = Writes(registry.db)
+        # An Authorization header → the NodeID, or None. Asked anew each time: a session may end on another master.
+        self.sessions: Gather[str, str | None] = Gather(lambda headers: sessions_of(registry, headers))
+        # (NodeID, state) → what a running node shall do.
+        self.state_plans: Gather[tuple[str, str], str] = Gather(self.desk.state_plans)
 
     def count(self, name: str, **labels: str) -> None:
         """Add one to a counter; labels are words of our own, never a peer's."""

@@ -7,6 +7,8 @@ import os
 import signal
 import socket
 import ssl
+import sys
+from collections.abc import Coroutine
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 
@@ -16,23 +18,31 @@ from capsulekit.errors import CapsulekitError
 from capsulekit.files import atomic_write
 from capsulekit.sitepaths import SitePaths
 from provisioner import pki
-from provisioner.catalog import Catalog
+from provisioner.catalog import site_catalog
 from provisioner.hostkeys import ensure_cluster_key
-from provisioner.netboot import dnsmasq, ipxe
+from provisioner.netboot import ipxe
 from provisioner.netboot.interfaces import require_address
+from provisioner.netboot.leases import LeaseFile
+from provisioner.netboot.manager import NetworkManager
 from provisioner.netboot.siteimg import SiteImage
 from provisioner.netboot.stage1 import require_stage1
+from provisioner.registry.history import Actor
 from provisioner.registry.registry import open_registry
 from provisioner.server.app import AccessLog, make_app
+from provisioner.server.askers import Askers
 from provisioner.server.context import Site
 from provisioner.server.desk import Desk
 from provisioner.server.log import log
-from provisioner.siteconf import load_site
+from provisioner.server.record import Record
+from provisioner.siteconf import SiteConfig, load_site
+from provisioner.smallbuffers import small_tls_buffers
 from provisioner.vnfs.store import VnfsStore
 
 STOP_SECONDS = 5.0  # for requests under way
-NAMES_SECONDS = 5.0  # how long a name changed by another command may be unknown to DHCP
 BACKLOG = 1024
+# How long (seconds) a thread that works on many requests' reports keeps the others waiting. Python's own 5 ms cost a
+# tenth of the check-ins a second.
+SWITCH_SECONDS = 0.0005
 
 
 def serve(paths: SitePaths, ready_file: Path | None = None) -> None:
@@ -41,10 +51,12 @@ def serve(paths: SitePaths, ready_file: Path | None = None) -> None:
 
 
 async def _serve(paths: SitePaths, ready_file: Path | None) -> None:
-    stop = asyncio.Event()
+    sys.setswitchinterval(SWITCH_SECONDS)
+    stop, hup = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    loop.add_signal_handler(signal.SIGHUP, hup.set)
     if ready_file:
         ready_file.unlink(missing_ok=True)
     async with AsyncExitStack() as stack:
@@ -54,7 +66,9 @@ async def _serve(paths: SitePaths, ready_file: Path | None) -> None:
         if not starting.done():
             starting.cancel()
         with suppress(asyncio.CancelledError):
-            await starting
+            record = Record(paths, await starting)
+            stack.callback(record.remove)
+            _keep_running(stack, record.keep(), record.answer(hup, _notify))
             _say_ready(ready_file)
             await stopping
         log("stopping")
@@ -65,39 +79,65 @@ async def _serve(paths: SitePaths, ready_file: Path | None) -> None:
     log("stopped")
 
 
-async def _start(paths: SitePaths, stack: AsyncExitStack) -> None:
+async def _start(paths: SitePaths, stack: AsyncExitStack) -> NetworkManager:
     """Bring up everything; what is up is taken down by ``stack``, also when a later part fails."""
     config = load_site(paths)
     registry = open_registry(paths)
+    registry.actor = Actor("master", "serve")
+    registry.db.log = log
     stack.callback(registry.close)
-    site = Site(Desk(paths, config, registry, Catalog(), VnfsStore(paths, registry)), SiteImage(paths, config))
+    desk = Desk(paths, config, registry, site_catalog(paths), VnfsStore(paths, registry))
+    site = Site(desk, SiteImage(paths, config))
     require_address(config.interface, config.ip)
     arches = require_stage1(paths)
     cert, key = pki.server_cert(paths, config.ip, ())
     ensure_cluster_key(paths)
     site.image.current()
-    folder = paths.state / "netboot"
-    for name in ipxe.write_tftp(folder / "tftp", site.base):
+    for name in ipxe.write_tftp(paths.state / "netboot" / "tftp", site.base):
         lacks = f"{ipxe.IPXE_PROGRAMS / name} is missing: firmware that is not iPXE can't boot"
         log("warning", message=lacks, hint="apt-get install ipxe")
-    conf = dnsmasq.write_config(folder, config, paths.config / "dnsmasq.d")
-    _write_names(site, folder)
-    dnsmasq.check_config(conf)
 
+    def settle(config: SiteConfig) -> None:
+        site.desk.config = site.image.config = config
+
+    manager = NetworkManager(paths, config, registry, log, settle, wake=site.joined)
+    leases = LeaseFile(manager.folder / "leases")
+    site.askers = Askers(lambda: desk.config, lambda: manager.networks, leases, registry)
+    small_tls_buffers()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.load_cert_chain(cert, key)
+    # A node asks with a program of its own each time, which cannot come back to a session: no work for that.
+    context.num_tickets = 0
     await _listen(stack, site, "plain", config.http_port, None)
     await _listen(stack, site, "tls", config.tls_port, context)
-    process = dnsmasq.Dnsmasq(conf, config.ip, log)
-    stack.push_async_callback(process.stop)
-    await process.start()
-    names = asyncio.create_task(_keep_names(site, folder, process))
-    stack.callback(names.cancel)
+    stack.push_async_callback(manager.stop)
+    await manager.start()
+    _keep_running(stack, manager.run())
     # Last in, first out: the waiting requests are sent home before the sockets close.
     stack.callback(site.stopping.set)
     ports = {"http": f"{config.host}:{config.http_port}", "tls": f"{config.host}:{config.tls_port}"}
-    log("ready", **ports, stage1=",".join(arches), dnsmasq_pid=process.pid)
+    log("ready", **ports, stage1=",".join(arches), dnsmasq_pid=manager.dnsmasq.pid, resolver_pid=manager.resolver.pid)
+    return manager
+
+
+def _keep_running(stack: AsyncExitStack, *works: Coroutine[object, object, None]) -> None:
+    """Run what goes on until the end; it is waited for then, so that nothing is left half done."""
+    for work in works:
+        stack.push_async_callback(_ended, asyncio.create_task(_named(work)))
+
+
+async def _named(work: Coroutine[object, object, None]) -> None:
+    try:
+        await work
+    except Exception as bug:  # nobody waits for it: without this line it would be silent
+        log("error", message=f"this is a bug: {type(bug).__name__}: {bug}", hint="restart capsulekit serve")
+
+
+async def _ended(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
 
 
 async def _listen(stack: AsyncExitStack, site: Site, port: str, number: int, context: ssl.SSLContext | None) -> None:
@@ -113,23 +153,6 @@ async def _listen(stack: AsyncExitStack, site: Site, port: str, number: int, con
             f"can't listen on {site.desk.config.host}:{number}: {os.strerror(error.errno or 0).lower()}",
             hint="another server runs there? Stop it, or change http_port and tls_port in site.toml",
         ) from error
-
-
-async def _keep_names(site: Site, folder: Path, process: dnsmasq.Dnsmasq) -> None:
-    """Carry names from the registry to DHCP: at once when a node joins, soon when a command changed one."""
-    while True:
-        with suppress(TimeoutError):
-            await asyncio.wait_for(site.joined.wait(), NAMES_SECONDS)
-        site.joined.clear()
-        try:
-            if await asyncio.to_thread(_write_names, site, folder):
-                process.reload()
-        except (CapsulekitError, OSError) as error:
-            log("error", message=f"names did not reach DHCP: {error}")
-
-
-def _write_names(site: Site, folder: Path) -> bool:
-    return dnsmasq.write_hosts(folder, [(node.nodeid, node.hostname) for node in site.desk.registry.nodes()])
 
 
 def _say_ready(ready_file: Path | None) -> None:

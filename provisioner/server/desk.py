@@ -3,22 +3,34 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from capsulekit.errors import CapsulekitError
 from capsulekit.sitepaths import SitePaths
-from provisioner.catalog import Catalog, DataFile, Script
+from provisioner.catalog import Catalog, Script
+from provisioner.catalog.chosen import OWN, Brought, Context, brought, in_order
 from provisioner.devices import Device
+from provisioner.drift import outline
+from provisioner.registry.capsules import find_capsule
 from provisioner.registry.defaults import load_defaults
 from provisioner.registry.model import InstalledCapsule, Node
 from provisioner.registry.registry import DuplicateNode, Registry
-from provisioner.server.plan import CapsuleView, is_private, make_plan, view_capsule, wait_reason
+from provisioner.server.plan import (
+    CapsuleView,
+    is_private,
+    make_plan,
+    make_state_plan,
+    own_scripts,
+    view_capsule,
+    wait_reason,
+)
 from provisioner.siteconf import SiteConfig
 from provisioner.vnfs.store import VnfsStore
 
 MOST_VIEWS = 32
+NODES_SECONDS = 2.0  # how old the list of nodes may be that modules write about
 
 
 class UnknownNode(CapsulekitError):
@@ -38,6 +50,7 @@ class Desk:
     catalog: Catalog
     store: VnfsStore
     _views: dict[str, CapsuleView] = field(default_factory=dict)
+    _all: tuple[float, Sequence[Node]] = (float("-inf"), ())
 
     def join(self, mac: str) -> Node | None:
         """Register an unknown MAC as the site's policy says; the new node, or None when it was known.
@@ -58,7 +71,7 @@ class Desk:
     def must_wait(self, mac: str) -> str:
         """Why a node must wait (see wait_reason), or "". Raises UnknownNode."""
         node = self._node(mac)
-        return wait_reason(node, self._capsule(node))
+        return wait_reason(node, self.capsule_of(node))
 
     def report(
         self, mac: str, state: str, addr: str, detail: str = "", seconds: float | None = None, mem_kb: int | None = None
@@ -82,25 +95,75 @@ class Desk:
     def plan(self, mac: str) -> str:
         """The node's plan. Raises UnknownNode, or CapsulekitError when its capsule is not what was imported."""
         node = self._node(mac)
-        capsule = self._capsule(node)
+        capsule = self.capsule_of(node)
         if capsule is None:
             raise CapsulekitError(f"capsule {node.vnfs!r} is not installed")
-        scripts, data = self._module_files(node)
+        found = self._brought(node, "init", capsule)
+        kargs = (self.config.kargs, self.registry.group_kargs(node.groupname))
         return make_plan(
-            node, self._view(capsule), scripts, data,
-            site_kargs=self.config.kargs, now=time.time(), mirrors=self.config.mirror_urls,
+            node, self._view(capsule), found.scripts, found.data,
+            site_kargs=" ".join(text for text in kargs if text), now=time.time(), mirrors=self.config.mirror_urls,
         )  # fmt: skip
 
+    def hand_out(self, mac: str) -> str:
+        """The plan of a node that boots by it now: what `node drift` compares later ones with. Raises as plan does."""
+        plan = self.plan(mac)
+        self.registry.record_booted(mac, outline(plan))
+        return plan
+
+    def state_plan(self, mac: str, state: str) -> str:
+        """What a running node does in a state: ``ok`` when that is nothing. Raises UnknownNode, or CapsulekitError."""
+        answer = self.state_plans([(mac, state)])[0]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def state_plans(self, asked: Sequence[tuple[str, str]]) -> list[str | Exception]:
+        """For each (NodeID, state) what state_plan says, or what it raises; the registry is asked once for all."""
+        nodes = self.registry.nodes_of([mac for mac, _ in asked])
+        installed, active = self.registry.capsules(), self.registry.roles()
+        answers: list[str | Exception] = []
+        for mac, state in asked:
+            try:
+                if mac not in nodes:
+                    raise UnknownNode(mac)
+                node = nodes[mac]
+                answers.append(self._state_plan(node, state, _capsule_of(node, installed), active))
+            except Exception as wrong:  # this node's alone
+                answers.append(wrong)
+        return answers
+
+    def _state_plan(
+        self, node: Node, state: str, capsule: InstalledCapsule | None, active: Mapping[str, Sequence[str]]
+    ) -> str:
+        found = self._brought(node, state, capsule, active)
+        scripts = in_order([*found.scripts, *self._own_scripts(node, state, capsule)])
+        runs = {one.module.name: (one.module.every, one.module.limit) for one in found.chosen}
+        return make_state_plan(node, state, scripts, found.data, runs)
+
     def script(self, mac: str, sha256: str) -> bytes | None:
-        """A module's script or data file, if this node's plan names it. Raises UnknownNode."""
-        scripts, data = self._module_files(self._node(mac))
-        found = {s.sha256: s.text for s in scripts} | {d.sha256: d.content for d in data}
-        return found.get(sha256)
+        """A script or data file, if a plan of this node names it, for whichever state. Raises UnknownNode."""
+        node = self._node(mac)
+        capsule = self.capsule_of(node)
+        wrong = None
+        for state in self.config.all_states:
+            try:
+                found = self._brought(node, state, capsule)
+            except CapsulekitError as error:  # one state's trouble is not another's
+                wrong = error
+                continue
+            files = {s.sha256: s.text for s in (*found.scripts, *self._own_scripts(node, state, capsule))}
+            files |= {d.sha256: d.content for d in found.data}
+            if sha256 in files:
+                return files[sha256]
+        if wrong:
+            raise wrong
+        return None
 
     def private_blob(self, mac: str, sha256: str) -> Path | None:
         """A member of the node's own capsule, private or not, or None. Raises UnknownNode."""
         node = self._node(mac)
-        capsule = self._capsule(node)
+        capsule = self.capsule_of(node)
         if capsule is None or wait_reason(node, capsule):
             return None
         members = {f.sha256 for f in self._view(capsule).files}
@@ -127,20 +190,49 @@ class Desk:
             raise UnknownNode(mac)
         return node
 
-    def _capsule(self, node: Node) -> InstalledCapsule | None:
-        try:
-            return self.registry.find_capsule(node.vnfs) if node.vnfs else None
-        except CapsulekitError:  # not installed (yet), or ambiguous: the node waits for the admin
-            return None
+    def capsule_of(self, node: Node) -> InstalledCapsule | None:
+        """The capsule that a node would boot, or None."""
+        return _capsule_of(node, self.registry.capsules()) if node.vnfs else None
 
-    def _module_files(self, node: Node) -> tuple[list[Script], list[DataFile]]:
-        """What the modules active for this node bring to its plan; nothing before the node may boot."""
-        if wait_reason(node, self._capsule(node)):
-            return [], []
-        named = (self.catalog.module(name) for name in self.registry.modules_for(node, "init"))
-        modules = [module for module in named if module is not None]
-        scripts = [script for module in modules for script in module.scripts_for("init")]
-        return scripts, [file for module in modules for file in module.data_for(self.paths, node.nodeid)]
+    def _brought(
+        self,
+        node: Node,
+        state: str,
+        capsule: InstalledCapsule | None,
+        active: Mapping[str, Sequence[str]] | None = None,
+    ) -> Brought:
+        """What the modules active for this node bring to a state; nothing before the node may boot.
+
+        ``active`` are the registry's roles, where they are known already.
+        """
+        if wait_reason(node, capsule):
+            return Brought()
+        context = Context(self.paths, self.config, self.catalog, self._nodes)
+        return brought(context, self.registry.roles() if active is None else active, node, state, capsule)
+
+    def _own_scripts(self, node: Node, state: str, capsule: InstalledCapsule | None) -> list[Script]:
+        """The capsule's own scripts for a state after init: they count as the module ``vnfs``."""
+        if state == "init" or capsule is None or wait_reason(node, capsule):
+            return []
+        return [
+            Script(OWN, state, order, name, self.store.blob(member.sha256).read_bytes(), member.sha256)
+            for order, name, member in own_scripts(self._view(capsule), state)
+        ]
+
+    def _nodes(self) -> Sequence[Node]:
+        """Every node, as of a moment ago: a file about all of them is asked for by all of them at once."""
+        when, nodes = self._all
+        if time.monotonic() - when > NODES_SECONDS:
+            nodes = self.registry.nodes()
+            self._all = (time.monotonic(), nodes)
+        return nodes
+
+    def view_of(self, node: Node) -> CapsuleView:
+        """The capsule that a node would boot. Raises CapsulekitError when it has none."""
+        capsule = self.capsule_of(node)
+        if capsule is None:
+            raise CapsulekitError(f"capsule {node.vnfs!r} is not installed")
+        return self._view(capsule)
 
     def _view(self, capsule: InstalledCapsule) -> CapsuleView:
         view = self._views.get(capsule.identity)
@@ -150,3 +242,10 @@ class Desk:
                 self._views.pop(next(iter(self._views)), None)
             self._views[capsule.identity] = view
         return view
+
+
+def _capsule_of(node: Node, installed: Sequence[InstalledCapsule]) -> InstalledCapsule | None:
+    try:
+        return find_capsule(installed, node.vnfs) if node.vnfs else None
+    except CapsulekitError:  # not installed (yet), or ambiguous: the node waits for the admin
+        return None

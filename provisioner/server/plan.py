@@ -5,7 +5,7 @@ One item a line, single spaces, last line ``end`` (a cut plan is noticed). docs/
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,8 @@ from provisioner.registry.model import InstalledCapsule, Node
 from provisioner.vnfs.store import StoredMember, VnfsStore
 
 VERSION = 1
+Runs = Mapping[str, tuple[int, int]]
+USUAL = (0, 600)  # seconds
 BOOT = ("boot/vmlinuz", "boot/initrd.img", MEMBER)
 
 
@@ -26,6 +28,8 @@ class CapsuleView:
     installed: InstalledCapsule
     manifest: Manifest
     files: tuple[StoredMember, ...]
+    # The capsule's own scripts for states after init: no part of a boot plan, the agent fetches them.
+    later: tuple[StoredMember, ...] = ()
 
 
 def is_private(blob: Path) -> bool:
@@ -52,7 +56,10 @@ def view_capsule(store: VnfsStore, installed: InstalledCapsule) -> CapsuleView:
     for layer in manifest.layers:
         wanted += [layer.path] if layer.acl is None else [layer.path, layer.acl]
     wanted += provision_scripts(manifest, "init")
-    return CapsuleView(installed, manifest, tuple(members[path] for path in wanted))
+    later = [path for path in sorted(manifest.provision) if path not in wanted]
+    return CapsuleView(
+        installed, manifest, tuple(members[path] for path in wanted), tuple(members[path] for path in later)
+    )
 
 
 def provision_scripts(manifest: Manifest, state: str) -> list[str]:
@@ -101,6 +108,38 @@ def make_plan(
         "end",
     ]
     return "\n".join(lines) + "\n"
+
+
+def make_state_plan(node: Node, state: str, scripts: Sequence[Script], data: Sequence[DataFile], runs: Runs) -> str:
+    """What a running node does in a state: ``ok`` when that is nothing, else lines as in a boot plan.
+
+    ``scripts`` are in the order they run. ``runs`` has, by module, after how many seconds its scripts run again, also
+    when nothing changed (0: never), and how many one may take. Raises CapsulekitError as ``make_plan`` does.
+    """
+    if not scripts:
+        return "ok\n"
+    modules = dict.fromkeys(script.module for script in scripts)
+    lines = [
+        _line("plan", VERSION),
+        _line("nodeid", node.nodeid),
+        _line("hostname", node.hostname),
+        _line("cluster", node.cluster or "-"),
+        _line("group", node.groupname or "-"),
+        _line("vnfs", node.vnfs or "-"),
+        _line("state", state),
+        *(_line("run", module, *runs.get(module, USUAL)) for module in modules),
+        *(_script_line(script) for script in scripts),
+        *(_line("data", d.module, d.name, d.sha256, len(d.content)) for d in data),
+        "end",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def own_scripts(view: CapsuleView, state: str) -> list[tuple[int, str, StoredMember]]:
+    """(number, file name, member) of a capsule's own scripts for a state after init."""
+    prefix = f"provision/{state}/"
+    found = [(member.name.removeprefix(prefix), member) for member in view.later if member.name.startswith(prefix)]
+    return [(int(name[:2]), name, member) for name, member in found]
 
 
 def _script_line(script: Script) -> str:

@@ -9,7 +9,7 @@ import re
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from capsulekit.errors import CapsulekitError
 from capsulekit.files import sha256_bytes
@@ -57,12 +57,17 @@ def open_session(registry: Registry, mac: str, addr: str) -> str:
     return key
 
 
-def session_of(registry: Registry, authorization: str) -> str | None:
-    """The NodeID that an ``Authorization: Bearer KEY`` header belongs to, or None."""
+def sessions_of(registry: Registry, authorizations: Sequence[str]) -> list[str | None]:
+    """The NodeIDs that ``Authorization: Bearer KEY`` headers belong to, or None."""
+    digests = [_digest_in(text) for text in authorizations]
+    found = registry.sessions([digest for digest in digests if digest], time.time())
+    return [found.get(digest) for digest in digests]
+
+
+def _digest_in(authorization: str) -> str:
+    """The digest of the key in a header, "" when there is none."""
     scheme, _, key = authorization.partition(" ")
-    if scheme.lower() != "bearer" or not KEY.fullmatch(key):
-        return None
-    return registry.session(_digest(key), time.time())
+    return _digest(key) if scheme.lower() == "bearer" and KEY.fullmatch(key) else ""
 
 
 class RateLimiter:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import built
 import pytest
-from e2e_bench import SMALL, Bench
+from e2e_bench import PASSWORD, SMALL, Bench
 
 from provisioner.lab.lab import Lab
 from provisioner.lab.site import LabSite
@@ -29,7 +29,10 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
         site = LabSite(folder / "site")
         site.init(lab, stage1, "--default-vnfs", SMALL)
         site.command("trust", "add", f"{built.author_key()}.pub")
-        site.command("vnfs", "import", str(debian))
+        answers = folder / "answers.toml"
+        answers.touch(0o600)
+        answers.write_text(f'root_password = "{PASSWORD}"\n')
+        site.command("vnfs", "import", str(debian), "--answers", str(answers))
         site.command("vnfs", "import", str(small))
         for module in ("hostname", "sshkeys"):
             site.command("module", "activate", module)

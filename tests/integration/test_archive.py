@@ -17,6 +17,7 @@ from apt_archive import Archive
 from capsulekit.lock.model import load
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.skipif(not shutil.which("mmdebstrap"), reason="needs mmdebstrap, for apt's own default sources"),
     pytest.mark.skipif(not shutil.which("gpg"), reason="needs gpg, to sign an archive of its own"),
 ]

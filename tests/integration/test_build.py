@@ -84,6 +84,7 @@ def difference(one: Path, two: Path, folder: Path) -> str:
     return sh("diff", "-rq", unpacked(one, folder / "one"), unpacked(two, folder / "two")).stdout
 
 
+@pytest.mark.slow
 def test_without_any_route_to_the_world_the_same_bytes_are_built(small: Path, tmp_path: Path, cold: Path) -> None:
     out = tmp_path / "again.vnfs"
     words = build_words(built.BUSYBOX, out, cold, "--lock", lock_of(small, tmp_path), "--offline", "--json")
@@ -308,7 +309,8 @@ def test_a_disk_that_fills_while_packing_is_one_clear_line(small: Path, tmp_path
         refused(done, 1, "the disk is full", "free some space", "--cache-dir")
         assert [p.name for p in (cache / "tmp").iterdir() if p.name != ".lock"] == []
         assert not (tmp_path / "x.vnfs").exists() and running(tmp_path) == []
-    assert mounts(tmp_path) == []
+        # Looked at before the disk goes: a namespace that somebody else made meanwhile keeps its copy of the disk.
+        assert [line.split()[1] for line in mounts(tmp_path)] == [str(cache)]
 
 
 def test_a_full_disk_for_the_capsule_keeps_the_old_one(small: Path, tmp_path: Path) -> None:

@@ -9,19 +9,22 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from netns import Wire, wire
+from serving import serving, until
 from small_site import MAC, make_site
 
 from capsulekit.errors import CapsulekitError
 from capsulekit.sitepaths import SitePaths
 from provisioner import pki
-from provisioner.netboot.dnsmasq import check_config, write_config, write_hosts
+from provisioner.netboot.config import config_text
+from provisioner.netboot.dnsmasq import check_config
+from provisioner.netboot.files import try_files
+from provisioner.netboot.networks import load_networks
 from provisioner.registry.defaults import Defaults
 from provisioner.registry.registry import open_registry
 from provisioner.siteconf import load_site
@@ -47,60 +50,6 @@ BOOT_FILES = (
     (["0x5d:0006"], "no-ipxe-for-this-kind-of-firmware"),
     (["0x5d:000b"], "no-ipxe-for-this-kind-of-firmware"),
 )
-
-
-@dataclass
-class Server:
-    """A running ``capsulekit serve``; its log goes to ``log``."""
-
-    process: subprocess.Popen[bytes]
-    log: Path
-
-    def dnsmasq(self) -> list[int]:
-        """Its children that are dnsmasq."""
-        pid = self.process.pid
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        return [int(child) for child in children if Path(f"/proc/{child}/comm").read_text() == "dnsmasq\n"]
-
-
-def until(what: Callable[[], object], seconds: float = 20) -> None:
-    end = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.05)
-
-
-@contextmanager
-def serving(net: Wire, paths: SitePaths, folder: Path, *, ready: bool = True, **env: str) -> Iterator[Server]:
-    ready_file, log = folder / "ready", folder / "serve.log"
-    command = [sys.executable, "-c", "from capsulekit.cli.main import entry; entry()"]
-    command += [
-        "--config-dir",
-        str(paths.config),
-        "--state-dir",
-        str(paths.state),
-        "serve",
-        "--ready-file",
-        str(ready_file),
-    ]
-    with log.open("wb") as out:
-        process = subprocess.Popen(
-            ["ip", "netns", "exec", net.master, *command], stderr=out, stdout=out, env={**os.environ, **env}
-        )
-        server = Server(process, log)
-        try:
-            if ready:
-                until(lambda: ready_file.exists() or process.poll() is not None)
-                assert process.poll() is None, log.read_text()
-            yield server
-        finally:
-            if process.poll() is None:
-                process.terminate()
-                try:
-                    process.wait(15)
-                finally:
-                    process.kill()
-                    process.wait()
 
 
 @pytest.fixture
@@ -295,16 +244,27 @@ def test_a_site_without_stage_1_says_how_to_get_it(net: Wire, paths: SitePaths, 
 
 
 def test_dnsmasq_itself_accepts_what_we_write(paths: SitePaths, tmp_path: Path) -> None:
-    write_hosts(tmp_path, [(MAC, "n0000")])
-    check_config(write_config(tmp_path, load_site(paths), tmp_path / "none"))
+    config = load_site(paths)
+    for mode in ("own", "proxy", "off"):
+        main = config_text(replace(config, dhcp=mode), load_networks(paths, config), tmp_path, tmp_path / "none")
+        try_files({"dnsmasq.conf": main, "dhcp-hosts": f"{MAC},n0000\n", "upstream": "server=10.9.9.9\n"})
+
+
+@pytest.mark.parametrize(("name", "line"), [("dhcp-hosts", "zz:zz,n0000"), ("upstream", "server=nowhere")])
+def test_a_list_dnsmasq_refuses_is_refused_before_it_is_used(name: str, line: str) -> None:
+    with pytest.raises(CapsulekitError, match=r"^dnsmasq refuses its configuration: "):
+        try_files({name: f"{line}\n"})
 
 
 def test_a_configuration_dnsmasq_refuses_is_one_clear_error(paths: SitePaths, tmp_path: Path) -> None:
     config = replace(load_site(paths), range_start="10.77.0.300")
+    (tmp_path / "dnsmasq.conf").write_text(
+        config_text(config, load_networks(paths, config), tmp_path, tmp_path / "none")
+    )
     with pytest.raises(
         CapsulekitError, match=r"^dnsmasq refuses its configuration: bad dhcp-range at line \d+ of .*"
     ) as caught:
-        check_config(write_config(tmp_path, config, tmp_path / "none"))
+        check_config(tmp_path / "dnsmasq.conf")
     assert "site.toml" in (caught.value.hint or "")
 
 

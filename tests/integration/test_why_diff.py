@@ -24,6 +24,7 @@ from capsulekit.trust.minisign import load_public
 from capsulekit.why import why
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root to build a root file system"),
     pytest.mark.skipif(not shutil.which("mmdebstrap"), reason="needs mmdebstrap"),
 ]

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from ipaddress import IPv4Network
 from pathlib import Path
 
 import pytest
 
 from capsulekit.errors import CapsulekitError
-from provisioner.netboot.dnsmasq import write_config, write_hosts
+from provisioner.netboot.config import config_text, names_text
 from provisioner.netboot.interfaces import ipv4_addresses, ipv6_addresses, require_address
 from provisioner.netboot.ipxe import boot_script, write_tftp
+from provisioner.netboot.networks import Network
 from provisioner.siteconf import SiteConfig
 
 SITE = SiteConfig(
@@ -18,8 +20,12 @@ SITE = SiteConfig(
 )
 
 
-def lines_of(folder: Path, site: SiteConfig = SITE) -> list[str]:
-    text = write_config(folder, site, folder / "none").read_text()
+def own(site: SiteConfig) -> Network:
+    return Network("site", site.network, site.interface, site.ip, site.range_start, site.range_end)
+
+
+def lines_of(folder: Path, site: SiteConfig = SITE, *more: Network) -> list[str]:
+    text = config_text(site, (own(site), *more), folder, folder / "dnsmasq.d")
     return [line for line in text.splitlines() if line and not line.startswith("#")]
 
 
@@ -34,7 +40,7 @@ def test_dhcp_is_answered_on_the_named_interface_only(tmp_path: Path) -> None:
 
 def test_the_range_has_the_networks_mask_and_only_the_mac_counts(tmp_path: Path) -> None:
     lines = lines_of(tmp_path)
-    assert "dhcp-range=10.0.1.1,10.0.1.250,255.255.0.0,12h" in lines
+    assert "dhcp-range=set:site,10.0.1.1,10.0.1.250,255.255.0.0,12h" in lines
     assert "dhcp-ignore-clid" in lines
 
 
@@ -64,17 +70,68 @@ def test_a_site_of_ipv6_announces_its_prefix_and_gives_urls_in_brackets(tmp_path
     assert (SIX.plain_url, SIX.tls_url) == ("http://[fd00:77::1]:8009", "https://[fd00:77::1]:8010")
 
 
-def test_a_value_can_not_add_a_line_to_the_configuration(tmp_path: Path) -> None:
+def test_a_second_network_has_its_own_pool_gateway_and_name_servers(tmp_path: Path) -> None:
+    wired = Network("storage", IPv4Network("10.1.0.0/24"), "eth2", "10.1.0.1", gateway="10.1.0.254", dns=("10.9.0.1",))
+    relayed = Network("far", IPv4Network("10.2.0.0/24"), first="10.2.0.100", last="10.2.0.200")
+    lines = lines_of(tmp_path, SITE, wired, relayed)
+    assert [line for line in lines if line.startswith("interface=")] == ["interface=eth1", "interface=eth2"]
+    assert "dhcp-range=set:storage,10.1.0.0,static,255.255.255.0,12h" in lines
+    assert "dhcp-option=tag:storage,option:router,10.1.0.254" in lines
+    assert "dhcp-option=tag:storage,option:dns-server,10.9.0.1" in lines
+    assert "dhcp-range=set:far,10.2.0.100,10.2.0.200,255.255.255.0,12h" in lines
+    # dnsmasq would name its own address on the relay's wire, where it has none.
+    assert "dhcp-option=tag:far,option:dns-server,10.0.0.1" in lines
+
+
+def test_beside_another_server_it_gives_files_but_no_addresses(tmp_path: Path) -> None:
+    lines = lines_of(tmp_path, replace(SITE, dhcp="proxy"))
+    assert [line for line in lines if line.startswith("dhcp-range")] == [
+        "dhcp-range=set:site,10.0.0.1,proxy,255.255.0.0"
+    ]
+    assert "dhcp-boot=tag:ipxe,chain.ipxe,,10.0.0.1" in lines
+    assert not {"dhcp-authoritative", f"dhcp-hostsfile={tmp_path}/dhcp-hosts"} & set(lines)
+
+
+def test_with_dhcp_off_no_line_is_about_dhcp(tmp_path: Path) -> None:
+    lines = lines_of(tmp_path, replace(SITE, dhcp="off"))
+    assert [line for line in lines if line.startswith("dhcp-")] == []
+    assert "enable-tftp" in lines
+
+
+def test_the_master_asks_its_own_name_server_only_where_told_to(tmp_path: Path) -> None:
+    for local in (True, False):
+        site = replace(SITE, local_resolver=local)
+        names = names_text(site, (own(site),), tmp_path, tmp_path / "dnsmasq.d").splitlines()
+        assert ("interface=lo" in names, "except-interface=lo" in names) == (local, not local)
+        assert "except-interface=lo" in lines_of(tmp_path, site), "addresses are given to nobody there"
+
+
+def test_additions_about_addresses_and_boot_files_are_not_the_name_servers(tmp_path: Path) -> None:
+    more = tmp_path / "dnsmasq.d"
+    more.mkdir()
+    (more / "a.conf").write_text("# why\ndhcp-range=10.0.7.1,10.0.7.9\n\n  address=/x.test/10.0.0.9\nenable-tftp\n")
+    names = names_text(SITE, (own(SITE),), tmp_path, more).splitlines()
+    assert names[-1] == "address=/x.test/10.0.0.9"
+    assert not [line for line in names if line.startswith(("dhcp-range", "enable-tftp", "port="))]
+    assert f"conf-dir={more},*.conf" in lines_of(tmp_path)
+    assert "port=0" in lines_of(tmp_path), "the process for addresses is no name server"
+
+
+def test_an_addition_that_changed_makes_another_main_file(tmp_path: Path) -> None:
+    more = tmp_path / "dnsmasq.d"
+    more.mkdir()
+    texts = set()
+    for line in ("dhcp-option=42,10.0.0.2", "dhcp-option=42,10.0.0.3"):
+        (more / "ntp.conf").write_text(line)
+        texts.add(config_text(SITE, (own(SITE),), tmp_path, more))
+    assert len(texts) == 2
+
+
+@pytest.mark.parametrize("key", ["domain", "range_end", "interface"])
+def test_a_value_can_not_add_a_line_to_the_configuration(tmp_path: Path, key: str) -> None:
+    site = replace(SITE, **{key: "x\ndhcp-script=/bin/sh"})
     with pytest.raises(CapsulekitError, match="one line"):
-        write_config(tmp_path, replace(SITE, domain="x\ndhcp-script=/bin/sh"), tmp_path / "none")
-
-
-def test_the_list_of_names_says_whether_it_changed(tmp_path: Path) -> None:
-    names = [("52:54:00:00:00:02", "n0001"), ("52:54:00:00:00:01", "n0000")]
-    assert write_hosts(tmp_path, names)
-    assert (tmp_path / "dhcp-hosts").read_text() == "52:54:00:00:00:01,n0000\n52:54:00:00:00:02,n0001\n"
-    assert not write_hosts(tmp_path, reversed(names))
-    assert write_hosts(tmp_path, names[:1])
+        config_text(site, (own(site),), tmp_path, tmp_path / "none")
 
 
 def test_the_chain_script_asks_by_mac_and_never_in_a_hot_loop(tmp_path: Path) -> None:

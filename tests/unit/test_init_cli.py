@@ -316,6 +316,12 @@ def test_at_a_terminal_it_asks_for_what_is_missing(paths: SitePaths) -> None:
         child.sendline("10.0.0.1/16")
         child.expect("START-END")
         child.sendline("10.0.1.1-10.0.1.9")
+        child.expect("Domain")
+        child.sendline("")
+        child.expect("NFS")
+        child.sendline("n")
+        child.expect("web server")
+        child.sendline("n")
         child.expect("is ready")
         child.expect(pexpect.EOF)
     assert child.exitstatus == 0

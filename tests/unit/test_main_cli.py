@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -57,6 +58,9 @@ def test_the_sites_folders_may_stand_anywhere_in_both_spellings(name: str) -> No
     assert hoist([f"{name}=/x=y"]).options.paths is not None
     with pytest.raises(click.UsageError, match=f"{name} needs a folder"):
         hoist(["node", "list", name])
+    for words in ([name, ""], [f"{name}="]):
+        with pytest.raises(click.UsageError, match=f"{name} needs a folder"):
+            hoist(["node", "list", *words])
 
 
 def test_after_two_dashes_everything_is_an_argument() -> None:
@@ -152,6 +156,29 @@ def test_a_bug_is_one_line_too_and_its_traceback_is_for_debug(
         failing(ValueError("odd"), "--debug")
     with pytest.raises(CapsulekitError):
         failing(CapsulekitError("x"), "-d")
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_are_like_empty_ones(tmp_path: Path, closed: str) -> None:
+    """As cron, or a daemon, may start it: nobody answers, nobody reads, and that is all."""
+    base = [BIN / "capsulekit", "--config-dir", tmp_path / "etc", "--state-dir", tmp_path / "var"]
+    init = ["init", "--interface", "ck0", "--address", "10.0.0.1/16", "--range", "10.0.1.1-10.0.1.9"]
+    add, ask = ["node", "add", "52:54:00:00:00:01", "n1"], ["node", "delete", "n1"]
+    for words, status in ((["node", "list"], 1), (init, 0), (add, 0), (ask, 1), (["node", "list", "n1"], 0)):
+        script = f'"$@" {closed}'
+        done = subprocess.run(
+            ["bash", "-c", script, "-", *base, *words],
+            stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=60,
+        )  # fmt: skip
+        assert (done.returncode, "bug" in done.stderr, "Traceback" in done.stderr) == (status, False, False), done
+
+
+def test_a_terminal_that_lacks_a_letter_is_shown_its_number() -> None:
+    """An ISO 8859-1 terminal, as on many an old master."""
+    script = "import sys; from capsulekit.cli.main import _streams; _streams(); print('n\u2603')"
+    env = {**os.environ, "PYTHONIOENCODING": "latin-1"}
+    argv = [sys.executable, "-c", script]
+    assert subprocess.run(argv, env=env, capture_output=True, check=True, timeout=60).stdout == b"n\\u2603\n"
 
 
 def test_a_reader_that_has_seen_enough_is_no_error() -> None:

@@ -251,3 +251,21 @@ def test_a_lease_without_router_and_names_is_enough(node: Node, tmp_path: Path) 
     # A lease that ran out takes the address with it.
     assert dhcp(node, "deconfig", interface="eth0") == "addr flush dev eth0\n"
     assert not (node.run / "lease").exists()
+
+
+# As busybox's does when the file goes between its look at it and its removal; WHAT happens to the file meanwhile.
+RM = 'rm() { case $* in *udhcpc.pid*) WHAT; echo "rm: no such file" >&2; return 1 ;; *) command rm "$@" ;; esac; }; '
+
+
+def test_a_dhcp_client_that_takes_its_own_file_away_meanwhile_stops_no_boot(node: Node) -> None:
+    for meanwhile, word in (('command rm "$2"', "goes on"), (":", "")):
+        (node.run / "udhcpc.pid").write_text("999999999\n")
+        (node.run / "lease").write_text("10.0.0.9\n")
+        done = node.do(RM.replace("WHAT", meanwhile) + "dhcp_stop; echo goes on")
+        assert (done.stdout.strip(), done.stderr) == (word, "")
+        assert (node.run / "lease").exists() == (not word)
+
+
+def test_a_dhcp_client_that_is_gone_leaves_nothing_to_stop(node: Node) -> None:
+    (node.run / "lease").write_text("10.0.0.9\n")
+    assert node.out("dhcp_stop; echo goes on") == "goes on\n"

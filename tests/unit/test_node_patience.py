@@ -143,7 +143,7 @@ def agent(shell: str, folder: Path, masters: str, rounds: int) -> tuple[list[str
     (folder / "curl").write_text(CURL.format(log=folder / "log"))
     (folder / "curl").chmod(0o755)
     env = {"PATH": os.environ["PATH"], "CK_AGENT_SOURCED": "1", "CK_AGENT_CONF": str(folder / "conf"),
-           "CK_AGENT_CURL": str(folder / "curl")}  # fmt: skip
+           "CK_AGENT_CURL": str(folder / "curl"), "CK_AGENT_RUN": str(folder / "run")}  # fmt: skip
     script = f'. {AGENT}; n=0; sleep() {{ echo "$1"; n=$((n + 1)); [ $n -lt {rounds} ] || exit 0; }}; main'
     done = subprocess.run([*SHELLS[shell], "-c", script], env=env, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")

@@ -359,3 +359,13 @@ def test_the_agents_interval_comes_from_a_file_or_is_60_seconds(
     interval, jittered = map(int, done.stdout.split())
     assert interval == seconds
     assert 45 <= jittered <= 75
+
+
+def test_scripts_of_one_number_and_name_run_in_the_order_of_their_modules(node: Node) -> None:
+    digests = {"b": "a", "c": "e", "a": "d"}
+    lines = [f"script init 50 50-x {module} {DIGEST[d]} 1 required" for module, d in digests.items()]
+    (node.run / "plan").write_text(a_plan(extra="\n".join([*lines, f"script init 05 05-y z {DIGEST['b']} 1 optional"])))
+    listed = [line.split() for line in node.out("scripts_list").splitlines()]
+    assert [(nn, name, module) for nn, name, _, module, _ in listed] == [
+        ("05", "y", "z"), ("50", "x", "a"), ("50", "x", "b"), ("50", "x", "c"),
+    ]  # fmt: skip

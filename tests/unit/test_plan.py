@@ -10,7 +10,7 @@ from small_capsule import AUTHOR, layer, manifest
 from capsulekit.errors import CapsulekitError
 from provisioner.catalog import DataFile, Script
 from provisioner.registry.model import InstalledCapsule, Node
-from provisioner.server.plan import CapsuleView, make_plan, wait_reason
+from provisioner.server.plan import CapsuleView, make_plan, make_state_plan, wait_reason
 from provisioner.vnfs.store import StoredMember
 
 NODE = Node(
@@ -115,3 +115,23 @@ def test_kernel_arguments_can_not_start_a_line() -> None:
 )
 def test_why_a_node_waits(changes: dict[str, object], installed: bool, reason: str) -> None:
     assert wait_reason(replace(NODE, **changes), CAPSULE if installed else None) == reason  # type: ignore[arg-type]
+
+
+def test_a_state_plan_reads_exactly_so_and_ok_is_the_empty_one() -> None:
+    text = make_state_plan(NODE, "ready", SCRIPTS, DATA, {"sshkeys": (300, 60)})
+    assert text == (
+        "plan 1\n"
+        "nodeid 52:54:00:12:34:56\n"
+        "hostname n0001\n"
+        "cluster new\n"
+        "group cluster\n"
+        "vnfs tiny-1.0.amd64\n"
+        "state ready\n"
+        "run sshkeys 300 60\n"
+        "run hostname 0 600\n"
+        f"script init 30 30-sshkeys sshkeys {'3' * 64} 2 required\n"
+        f"script init 05 05-hostname hostname {'4' * 64} 5 optional\n"
+        f"data sshkeys ssh_host_key {'5' * 64} 6\n"
+        "end\n"
+    )
+    assert make_state_plan(NODE, "ready", (), DATA, {}) == "ok\n"

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import sqlite3
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from pathlib import Path
 
 import fake_sysfs as fake
@@ -27,11 +26,12 @@ def mac(number: int) -> str:
 
 
 @pytest.fixture
-def registry(tmp_path: Path) -> Registry:
-    made = Registry(tmp_path / "registry.db")
+def registry(registry_place: Path | str) -> Iterator[Registry]:
+    made = Registry(registry_place)
     for number in range(3):
         made.add_node(mac(number), defaults=PLAIN)
-    return made
+    yield made
+    made.close()
 
 
 def sizes(registry: Registry) -> list[int]:
@@ -106,13 +106,14 @@ def test_what_drove_a_kind_of_device_anywhere_is_known(registry: Registry) -> No
     assert registry.modaliases() == sorted({fake.MLX5, fake.AHCI, fake.XHCI})
 
 
-def test_a_walk_over_the_fleet_sees_one_moment(registry: Registry) -> None:
+def test_a_walk_over_the_fleet_sees_one_moment(registry: Registry, registry_place: Path | str) -> None:
     for number, device in enumerate((NIC, DISK, BARE)):
         registry.record_devices(mac(number), (device,))
     walk = registry.hardware()
     first = next(walk)
-    other = Registry(registry.db.path)
+    other = Registry(registry_place)
     other.delete_nodes([mac(1), mac(2)])
+    other.close()
     assert [first.nodes, *(h.nodes for h in walk)] == [("n0000",), ("n0001",), ("n0002",)]
     assert [h.nodes for h in registry.hardware()] == [("n0000",)]
 
@@ -133,25 +134,23 @@ def test_many_reports_at_once_lose_none_and_leave_nothing_behind(registry: Regis
 
 
 def test_a_registry_of_the_first_version_keeps_its_nodes_and_takes_devices(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    registry_place: Path | str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     only_first = tmp_path / "migrations"
     only_first.mkdir()
     first = next(database.MIGRATIONS.glob("0001_*.sql"))
     (only_first / first.name).write_text(first.read_text())
-    path = tmp_path / "old.db"
     with monkeypatch.context() as before:
         before.setattr(database, "MIGRATIONS", only_first)
-        old = Registry(path)
+        old = Registry(registry_place)
         with old.db.write() as con:  # as the first version added a node
             con.execute(
                 "INSERT INTO nodes VALUES (?, 'n0000', '', '', '', 1, 0, '', '', '', 1, ?, '', NULL, '', NULL, '', 1)",
                 (mac(0), "0a" * 16),
             )
+        assert old.db.version() == 1
         old.close()
-    with closing(sqlite3.connect(path)) as con:
-        assert con.execute("SELECT max(version) FROM schema_version").fetchone() == (1,)
-    registry = Registry(path)
+    registry = Registry(registry_place)
     assert [node.hostname for node in registry.nodes()] == ["n0000"]
     assert registry.never_reported() == ["n0000"]
     assert registry.record_devices(mac(0), (NIC,))
@@ -161,14 +160,15 @@ def test_a_registry_of_the_first_version_keeps_its_nodes_and_takes_devices(
 
 
 def test_ten_thousand_nodes_are_read_one_kind_at_a_time(registry: Registry) -> None:
-    # Written at once, as ten thousand transactions would take a minute of a busy disk.
     kinds = [(NIC, DISK), (NIC, BARE), (NIC, DISK, BARE), (BARE,)]
+    macs = [mac(number) for number in range(3, 10_003)]
+    registry.add_nodes([(address, None) for address in macs], defaults=Defaults(node_name="m#####"))
+    for address, kind in zip(macs, kinds, strict=False):
+        assert registry.record_devices(address, kind)
+    # The others' at once, as ten thousand transactions would take a minute of a busy disk.
+    numbers = [registry.node_hardware()[address][0] for address in macs[:4]]
     with registry.db.write() as con:
-        for number in range(3, 10_003):
-            node = (mac(number), f"m{number:05}", "0a" * 16)
-            con.execute(
-                "INSERT INTO nodes VALUES (?, ?, '', '', '', 1, 0, '', '', '', 1, ?, '', NULL, '', NULL, '', 1.0)", node
-            )
-            assert registry.record_devices(node[0], kinds[number % 4])
+        rows = [(address, numbers[turn % 4], 1.0) for turn, address in enumerate(macs)][4:]
+        con.executemany("INSERT INTO node_hardware (nodeid, hardware, reported) VALUES (?, ?, ?)", rows)
     assert sizes(registry) == [3, 4, 8, 10_000]
     assert sorted(len(h.nodes) for h in registry.hardware()) == [2500] * 4

@@ -11,6 +11,7 @@ import pytest
 
 from capsulekit.errors import CapsulekitError
 from provisioner.registry import db as database
+from provisioner.registry import sqlite
 from provisioner.registry.defaults import Defaults
 from provisioner.registry.registry import Registry
 
@@ -29,7 +30,8 @@ def test_the_file_is_private_versioned_and_in_wal_mode(registry: Registry) -> No
         0o600
     }
     assert registry.db.rows("PRAGMA journal_mode")[0][0] == "wal"
-    assert [r["version"] for r in registry.db.rows("SELECT version FROM schema_version")] == [1, 2]
+    versions = [row["version"] for row in registry.db.rows("SELECT version FROM schema_version ORDER BY version")]
+    assert versions == [int(script.name[:4]) for script in sorted(database.MIGRATIONS.glob("*.sql"))]
 
 
 def test_a_registry_of_a_newer_program_is_left_alone(registry: Registry) -> None:
@@ -49,15 +51,15 @@ def test_a_file_that_is_no_registry_is_named(tmp_path: Path) -> None:
 def test_a_failed_migration_leaves_the_old_schema(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scripts = tmp_path / "migrations"
     scripts.mkdir()
-    first = next(database.MIGRATIONS.glob("0001_*.sql"))
-    (scripts / first.name).write_text(first.read_text())
+    for script in database.MIGRATIONS.glob("*.sql"):
+        (scripts / script.name).write_text(script.read_text())
     monkeypatch.setattr(database, "MIGRATIONS", scripts)
     registry = Registry(tmp_path / "registry.db")
     registry.add_node(MAC, defaults=PLAIN)
-    (scripts / "0002_bad.sql").write_text("CREATE TABLE more (a);\nINSERT INTO nothing VALUES (1);\n")
+    (scripts / "0099_bad.sql").write_text("CREATE TABLE more (a);\nINSERT INTO nothing VALUES (1);\n")
     with pytest.raises(CapsulekitError, match="nothing"):
         Registry(registry.db.path)
-    (scripts / "0002_bad.sql").write_text("CREATE TABLE more (a);\nINSERT INTO more VALUES (';');\n")
+    (scripts / "0099_bad.sql").write_text("CREATE TABLE more (a);\nINSERT INTO more VALUES (';');\n")
     again = Registry(registry.db.path)
     assert again.db.rows("SELECT a FROM more")[0]["a"] == ";"
     assert len(again.nodes()) == 1
@@ -65,10 +67,10 @@ def test_a_failed_migration_leaves_the_old_schema(tmp_path: Path, monkeypatch: p
 
 def test_threads_do_not_share_a_connection_and_close_ends_all(registry: Registry) -> None:
     seen = []
-    worker = threading.Thread(target=lambda: seen.append(registry.db._connection()))
+    worker = threading.Thread(target=lambda: seen.append(registry.db.session()))
     worker.start()
     worker.join()
-    assert seen[0] is not registry.db._connection()
+    assert seen[0] is not registry.db.session()
     registry.close()
     with pytest.raises(sqlite3.ProgrammingError):
         seen[0].execute("SELECT 1")
@@ -90,7 +92,7 @@ MOUNTS = """\
 def test_the_file_system_is_that_of_the_nearest_mount(tmp_path: Path, path: str, kind: str) -> None:
     mounts = tmp_path / "mountinfo"
     mounts.write_text(MOUNTS)
-    assert database.file_system_type(Path(path), mounts) == kind
+    assert sqlite.file_system_type(Path(path), mounts) == kind
 
 
 @pytest.mark.parametrize("kind", ["nfs", "nfs4", "cifs", "smb3", "ceph", "fuse.sshfs", "lustre"])
@@ -98,7 +100,7 @@ def test_a_network_file_system_is_refused_with_the_way_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     # No network file system can be mounted here: the kernel's answer is replaced.
-    monkeypatch.setattr(database, "file_system_type", lambda path: kind)
+    monkeypatch.setattr(sqlite, "file_system_type", lambda path: kind)
     with pytest.raises(CapsulekitError, match=kind) as caught:
         Registry(tmp_path / "registry.db")
     assert "site.toml" in (caught.value.hint or "")

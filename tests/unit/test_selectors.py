@@ -6,7 +6,7 @@ import pytest
 
 from capsulekit.errors import UsageError
 from provisioner.registry.model import Node
-from provisioner.registry.selectors import expand, select
+from provisioner.registry.selectors import expand, select, select_names
 
 NODES = [
     *(Node(f"52:54:00:00:00:{n:02X}", f"n{n:04}", "new", "rack1" if n < 10 else "rack2") for n in range(25)),
@@ -90,6 +90,12 @@ def test_each_word_names_these_nodes(words: str, names: list[str] | str) -> None
         assert ([n.hostname for n in got.nodes], got.unmatched) == (names, ())
 
 
+@pytest.mark.timeout(60)  # trying every way to share out the letters between the stars would take years
+@pytest.mark.parametrize("word", ["*a*a" * 40 + "b", "*" * 2000 + "b", "?*" * 60 + "b"])
+def test_many_stars_cost_no_more_than_a_few(word: str) -> None:
+    assert not select([word], [Node("52:54:00:00:00:01", "a" * 63)]).nodes
+
+
 def test_every_literal_name_that_is_not_registered_is_named() -> None:
     got = select(["n00[23-26]", "@rack1", "n0001!n9999", "nope*"], NODES)
     assert got.unmatched == ("n0025", "n0026", "n9999", "nope*")
@@ -120,3 +126,26 @@ def test_a_name_is_no_mac() -> None:
 )
 def test_padding_follows_the_text_and_adjacent_brackets_multiply(text: str, names: list[str]) -> None:
     assert list(expand(text)) == names
+
+
+@pytest.mark.parametrize(
+    ("words", "names", "unmatched"),
+    [
+        ("rack1", ["rack1"], ()),
+        ("@rack1 odd.one", ["odd.one", "rack1"], ()),
+        ("*", ["odd.one", "rack1", "rack2"], ()),
+        ("rack[1-2]!rack1", ["rack2"], ()),
+        ("*.one", ["odd.one"], ()),
+        ("rack[1-3]", ["rack1", "rack2"], ("rack3",)),
+        ("Rack1 x*", [], ("Rack1", "x*")),
+        ("rack1&rack2", [], ("rack1&rack2",)),
+    ],
+)
+def test_plain_names_are_selected_by_the_same_grammar(words: str, names: list[str], unmatched: tuple[str, ...]) -> None:
+    got = select_names(words.split(), ["odd.one", "rack1", "rack2"])
+    assert (list(got.names), got.unmatched) == (names, unmatched)
+
+
+def test_a_malformed_word_is_one_for_plain_names_too() -> None:
+    with pytest.raises(UsageError, match="selector"):
+        select_names(["rack[1-"], ["rack1"])

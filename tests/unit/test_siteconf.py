@@ -41,3 +41,16 @@ def test_an_unknown_order_is_named(order: str) -> None:
 def test_stage_1_takes_every_mirror_that_the_site_takes(url: str, shell: list[str]) -> None:
     assert is_mirror(url)
     subprocess.run([*shell, "-c", f'. {LIB}/say.sh; is_url "$1"', "sh", url], check=True, timeout=30)
+
+
+@pytest.mark.parametrize("days", [0, -1])
+def test_history_is_kept_for_a_day_at_least(days: int) -> None:
+    with pytest.raises(CapsulekitError, match=r"site\.toml: history_days .* is not a number of days"):
+        check_site(replace(SITE, history_days=days), "site.toml")
+
+
+@pytest.mark.parametrize("registry", ["mysql://u@h/d", "postgresql://u:secret@h/d", "postgresql://u@h", "a\nb"])
+def test_a_registry_that_cannot_be_is_refused(registry: str) -> None:
+    with pytest.raises(CapsulekitError) as caught:
+        check_site(replace(SITE, registry=registry), "site.toml")
+    assert "secret" not in str(caught.value)

@@ -199,7 +199,9 @@ dhcp_up() { # NIC SECONDS: asked again and again; udhcpc stays behind and renews
 
 dhcp_stop() { # keep the lease (no release): the next system asks for the same address
     [ -s "$RUN/udhcpc.pid" ] || return 0
-    read -r dhcp_pid <"$RUN/udhcpc.pid"
+    read -r dhcp_pid <"$RUN/udhcpc.pid" || return 0
     kill "$dhcp_pid" 2>/dev/null || :
-    rm -f "$RUN/udhcpc.pid" "$RUN/lease"
+    # Its end takes the file away too, and busybox's rm -f fails when that comes between its look and its removal.
+    rm -f "$RUN/udhcpc.pid" 2>/dev/null || [ ! -e "$RUN/udhcpc.pid" ]
+    rm -f "$RUN/lease"
 }

@@ -4,6 +4,8 @@
 
 AGENT_HOME=usr/lib/capsulekit # inside the new root
 AGENT_CONF=etc/capsulekit/agent
+# What the agent and the shipped modules run on the node and a minimal root may lack.
+AGENT_PROGRAMS='awk cat chmod chown cmp cp cut dd grep ln mkdir mkfifo mv pidof rm sed sha256sum sleep tail timeout tr'
 
 write_identity() { # a stable machine-id, from the registry
     mkdir -p "$NEWROOT/etc"
@@ -16,6 +18,7 @@ install_agent() { # with a curl of its own: a minimal root has none, and busybox
     umask 022
     mkdir -p "$NEWROOT/$AGENT_HOME/lib" "$NEWROOT/$AGENT_CONF"
     copy_curl "$NEWROOT/$AGENT_HOME"
+    copy_programs "$NEWROOT/$AGENT_HOME"
     cp "$LIB/agent/capsule-agent" "$NEWROOT/$AGENT_HOME/capsule-agent"
     chmod 755 "$NEWROOT/$AGENT_HOME/capsule-agent"
     cp "$SITE/ca.pem" "$NEWROOT/$AGENT_CONF/ca.pem"
@@ -68,12 +71,41 @@ copy_curl() { # TARGET
     done <"$RUN/curl.closure"
 }
 
-enable_agent() { # systemd starts it by a unit; other inits call etc/capsulekit/agent/start
-    [ -d "$NEWROOT/usr/lib/systemd/system" ] || [ -d "$NEWROOT/lib/systemd/system" ] || return 0
-    mkdir -p "$NEWROOT/etc/systemd/system/multi-user.target.wants"
-    cp "$LIB/agent/capsule-agent.service" "$NEWROOT/etc/systemd/system/capsule-agent.service"
-    chmod 644 "$NEWROOT/etc/systemd/system/capsule-agent.service"
-    ln -sfn ../capsule-agent.service "$NEWROOT/etc/systemd/system/multi-user.target.wants/capsule-agent.service"
+copy_programs() { # TARGET: stage 1's busybox, which is static, under the names of what a minimal root may lack
+    for busybox_path in ${CK_BUSYBOX:-/usr/bin/busybox /bin/busybox}; do
+        [ -x "$busybox_path" ] || continue
+        mkdir -p "$1/bin"
+        cp -L "$busybox_path" "$1/bin/busybox"
+        chmod 755 "$1/bin/busybox"
+        for program in $AGENT_PROGRAMS; do ln -sfn busybox "$1/bin/$program"; done
+        return 0
+    done
+}
+
+enable_agent() { # by whichever init the capsule has; any other calls etc/capsulekit/agent/start
+    if [ -d "$NEWROOT/usr/lib/systemd/system" ] || [ -d "$NEWROOT/lib/systemd/system" ]; then
+        mkdir -p "$NEWROOT/etc/systemd/system/multi-user.target.wants"
+        cp "$LIB/agent/capsule-agent.service" "$NEWROOT/etc/systemd/system/capsule-agent.service"
+        chmod 644 "$NEWROOT/etc/systemd/system/capsule-agent.service"
+        ln -sfn ../capsule-agent.service "$NEWROOT/etc/systemd/system/multi-user.target.wants/capsule-agent.service"
+    elif [ -d "$NEWROOT/etc/init.d" ] || [ -d "$NEWROOT/etc/rc.d/init.d" ]; then
+        enable_sysvinit
+    fi
+}
+
+enable_sysvinit() { # started last; Debian has the links in etc, the Red Hat family in etc/rc.d
+    sysv_scripts=$NEWROOT/etc/init.d sysv_links=$NEWROOT/etc
+    [ ! -d "$NEWROOT/etc/rc.d/init.d" ] || sysv_scripts=$NEWROOT/etc/rc.d/init.d sysv_links=$NEWROOT/etc/rc.d
+    cp "$LIB/agent/capsule-agent.init" "$sysv_scripts/capsule-agent"
+    chmod 755 "$sysv_scripts/capsule-agent"
+    for sysv_level in 2 3 4 5; do
+        mkdir -p "$sysv_links/rc$sysv_level.d"
+        ln -sfn ../init.d/capsule-agent "$sysv_links/rc$sysv_level.d/S99capsule-agent"
+    done
+    for sysv_level in 0 1 6; do
+        mkdir -p "$sysv_links/rc$sysv_level.d"
+        ln -sfn ../init.d/capsule-agent "$sysv_links/rc$sysv_level.d/K01capsule-agent"
+    done
 }
 
 gnu_tar() { # by path: busybox's shell prefers its own applet, which knows no xattrs

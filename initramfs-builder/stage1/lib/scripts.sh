@@ -9,13 +9,13 @@ scripts_list() { # lines: NN NAME FILE MODULE required|optional
     {
         sed -n 's/^script init \([0-9]*\) \([^ ]*\) \([^ ]*\) \([0-9a-f]*\) [0-9]* \([a-z]*\)$/\1 \2 \4 \3 \5/p' "$PLAN" |
             while read -r list_nn list_name list_digest list_module list_need; do
-                printf '%s %s %s %s %s\n' "$list_nn" "$list_name" "$SCRIPTS/$list_digest" "$list_module" "$list_need"
+                printf '%s %s %s %s %s\n' "$list_nn" "${list_name#"$list_nn"-}" "$SCRIPTS/$list_digest" "$list_module" "$list_need"
             done
         sed -n 's|^provision \(provision/init/\)\([0-9]*\)-\([^ /]*\)$|\2 \3 \1\2-\3|p' "$PLAN" |
             while read -r list_nn list_name list_path; do
-                printf '%s %s %s capsule required\n' "$list_nn" "$list_name" "$CAPSULE/$list_path"
+                printf '%s %s %s vnfs required\n' "$list_nn" "$list_name" "$CAPSULE/$list_path"
             done
-    } | sort -k1,1n -k2,2
+    } | sort -k1,1n -k2,2 -k4,4
 }
 
 get_scripts() { # all of them, and the modules' data, before the first one runs

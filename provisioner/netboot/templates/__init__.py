@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -20,9 +21,25 @@ _environment = Environment(
 )
 
 
-def render(name: str, **values: str | int | Sequence[str]) -> str:
-    """The text of template ``name``. Raises CapsulekitError when a value could start a line of its own."""
+def render(name: str, **values: object) -> str:
+    """The text of template ``name``; values are texts, numbers, and lists and dataclasses of them.
+
+    Raises CapsulekitError when a text could start a line of its own.
+    """
     for key, value in values.items():
-        if not isinstance(value, int) and not "".join(value).isprintable():
-            raise CapsulekitError(f"{key} can't be {value!r}: it must be one line of printable text")
+        for text in _texts(value):
+            if not text.isprintable():
+                raise CapsulekitError(f"{key} can't be {text!r}: it must be one line of printable text")
     return _environment.get_template(name).render(values)
+
+
+def _texts(value: object) -> Iterator[str]:
+    """Every text within a value, at any depth."""
+    if is_dataclass(value):
+        for field in fields(value):
+            yield from _texts(getattr(value, field.name))
+    elif isinstance(value, Sequence) and not isinstance(value, str):
+        for one in value:
+            yield from _texts(one)
+    else:
+        yield str(value)
