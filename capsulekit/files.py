@@ -6,11 +6,14 @@ import fcntl
 import glob
 import hashlib
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
+
+from capsulekit.errors import CapsulekitError
 
 CHUNK = 1 << 20
 
@@ -76,6 +79,21 @@ def atomic_write(path: Path, data: bytes, mode: int = 0o644) -> None:
     """Write ``data`` to ``path`` in one step."""
     with atomic_file(path, mode) as out:
         out.write(data)
+
+
+def read_bounded(path: Path, most: int) -> bytes:
+    """A regular file's bytes, at most ``most`` and one more: whoever asks refuses what is longer.
+
+    Raises CapsulekitError for what is no file, or can't be read; a fifo in the file's place does not hang.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(fd, "rb") as file:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                raise CapsulekitError(f"{path} is not a file")
+            return file.read(most + 1)
+    except OSError as wrong:
+        raise CapsulekitError(f"can't read {path}: {wrong.strerror}") from wrong
 
 
 def sha256_file(path: Path) -> str:

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import os
 import re
-import stat
 from collections.abc import Mapping
 from pathlib import Path
 
 from capsulekit.capsule import layout, tar
 from capsulekit.capsule.read import UntrustedKey, naming
 from capsulekit.errors import CapsulekitError, TrustError
-from capsulekit.files import atomic_write, sha256_bytes
+from capsulekit.files import atomic_write, read_bounded, sha256_bytes
 from capsulekit.sitepaths import SitePaths
 from capsulekit.trust import minisign
 from capsulekit.trust.keyring import Keyring
@@ -62,15 +61,7 @@ def read_pmod(path: Path, paths: SitePaths) -> Module:
 
 def read_bytes(path: Path) -> bytes:
     """The archive, whole: what is checked is then what is installed. Raises CapsulekitError."""
-    try:
-        # Not blocking: a fifo in the file's place must not hang us.
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with os.fdopen(fd, "rb") as file:
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
-                raise CapsulekitError(f"{path} is not a file")
-            data = file.read(MAX_PMOD + 1)
-    except OSError as wrong:
-        raise CapsulekitError(f"can't read {path}: {wrong.strerror}") from wrong
+    data = read_bounded(path, MAX_PMOD)
     if len(data) > MAX_PMOD:
         raise TrustError(f"{path} is larger than a module may be ({MAX_PMOD} bytes)")
     return data

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import stat
 import tomllib
 from pathlib import Path
 
 from capsulekit.errors import CapsulekitError, UsageError
+from capsulekit.files import read_bounded
 from provisioner.vnfs.questions import Answers, Questions
 
 MAX_FILE = 1 << 20  # bytes
@@ -20,13 +19,9 @@ def read_answers(path: Path) -> dict[str, str]:
     Raises UsageError for a file that is none, or is too long. What the keys mean is checked by ``check_answers``.
     """
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with os.fdopen(fd, "rb") as file:
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
-                raise UsageError(f"--answers {path} is not a file")
-            data = file.read(MAX_FILE + 1)
-    except OSError as wrong:
-        raise UsageError(f"can't read --answers {path}: {wrong.strerror}") from wrong
+        data = read_bounded(path, MAX_FILE)
+    except CapsulekitError as wrong:
+        raise UsageError(f"--answers: {wrong.message}") from wrong
     if len(data) > MAX_FILE:
         raise UsageError(f"--answers {path} is larger than {MAX_FILE} bytes")
     return _loads(data, f"--answers {path}")

@@ -1,12 +1,15 @@
-"""The small recipe of step_desk.py, built once for all tests that change it."""
+"""What the tests of several files start from: the small recipe of step_desk.py, built once; a wire to a master."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import built
 import pytest
 from building import cold_cache
+from netns import Wire, wire
+from small_site import MAC
 from step_desk import CHILD, ODD, PARENT, SYSTEM, Desk, Report
 
 
@@ -34,3 +37,10 @@ def system(first: tuple[Desk, Report], tmp_path_factory: pytest.TempPathFactory)
     desk = first[0].copy(tmp_path_factory.mktemp("system") / "desk")
     (desk.folder / "parent.toml").write_text(SYSTEM)
     return desk, desk.build("--write-lock")
+
+
+@pytest.fixture
+def net() -> Iterator[Wire]:
+    """A master's namespace with 10.77.0.1/24, and a node's with the first node's card, joined by a wire."""
+    with wire("10.77.0.1/24", MAC) as made:
+        yield made

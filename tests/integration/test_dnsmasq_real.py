@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -50,12 +49,6 @@ BOOT_FILES = (
     (["0x5d:0006"], "no-ipxe-for-this-kind-of-firmware"),
     (["0x5d:000b"], "no-ipxe-for-this-kind-of-firmware"),
 )
-
-
-@pytest.fixture
-def net() -> Iterator[Wire]:
-    with wire(f"{ADDRESS}/24", MAC) as made:
-        yield made
 
 
 @pytest.fixture

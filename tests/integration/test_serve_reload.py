@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from netns import Wire, wire
+from netns import Wire
 from serving import command, resolve, serving, set_site, until
 from small_site import MAC, make_site
 
@@ -19,12 +18,6 @@ from provisioner.registry.registry import open_registry
 
 ADDRESS = "10.77.0.1"
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
-
-
-@pytest.fixture
-def net() -> Iterator[Wire]:
-    with wire(f"{ADDRESS}/24", MAC) as made:
-        yield made
 
 
 @pytest.fixture

@@ -7,11 +7,10 @@ import os
 import signal
 import sqlite3
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from netns import Wire, wire
+from netns import Wire
 from serving import capsulekit, command, serving, set_site, until
 from small_site import CAPSULE, MAC, make_site
 
@@ -22,12 +21,6 @@ from provisioner.simulate.pretend import mac_of
 
 ADDRESS = "10.77.0.1"
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")]
-
-
-@pytest.fixture
-def net() -> Iterator[Wire]:
-    with wire(f"{ADDRESS}/24", MAC) as made:
-        yield made
 
 
 @pytest.fixture
