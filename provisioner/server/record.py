@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -48,6 +49,7 @@ class Record:
     hint: str = ""
     done: str = ""  # what the last reload did to dnsmasq
     _written: dict[str, Any] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     async def keep(self) -> None:
         """Write the record, and again whenever it differs, until cancelled."""
@@ -75,13 +77,14 @@ class Record:
             notify("READY=1")
 
     def write(self) -> None:
-        """Write what changed since the last time."""
-        now = self.manager.status() | {
-            "reloads": self.reloads, "reload_error": self.error, "reload_hint": self.hint, "reload_done": self.done,
-        }  # fmt: skip
-        if now != self._written:
-            write_record(self.paths, self.since, now)
-            self._written = now
+        """Write what changed since the last time. From any thread: an older look never comes after a newer one."""
+        with self._lock:
+            now = self.manager.status() | {
+                "reloads": self.reloads, "reload_error": self.error, "reload_hint": self.hint, "reload_done": self.done,
+            }  # fmt: skip
+            if now != self._written:
+                write_record(self.paths, self.since, now)
+                self._written = now
 
     def remove(self) -> None:
         """Serving ends."""
