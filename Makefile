@@ -18,18 +18,20 @@ check:
 	@status=0; $(PYTEST) -n 2 tests/unit || status=1; \
 	$(PYTEST) -n 2 --dist loadfile -m "not long and not slow" tests/integration || status=1; exit $$status
 
-# A long build uses all cores: those one after the other. An emulated machine keeps one busy: two files of them at a time.
+# A file of tests at a time on each core; what takes longest last, so that a mistake shows early.
 test:
 	@./setup.sh test
 	@status=0; $(PYTEST) -n 2 tests/unit || status=1; \
 	$(PYTEST) -n 2 --dist loadfile -m "not long" tests/integration || status=1; \
-	$(PYTEST) -m long tests/integration || status=1; \
+	$(PYTEST) -n 2 --dist loadfile -m long tests/integration || status=1; \
 	$(PYTEST) -n 2 --dist loadfile tests/e2e || status=1; exit $$status
 
 # What `make test` does a few times, very often.
 soak:
 	@./setup.sh test
 	@status=0; CAPSULEKIT_SOAK=200 $(PYTEST) -s tests/integration/test_build_killed.py || status=1; \
+	CAPSULEKIT_SOAK=200 $(PYTEST) tests/integration/test_vnfs_killed.py -k random || status=1; \
+	CAPSULEKIT_SOAK=200 $(PYTEST) tests/integration/test_vnfs_edit_killed.py || status=1; \
 	CAPSULEKIT_SOAK=100 $(PYTEST) tests/integration/test_registry_concurrent.py || status=1; exit $$status
 
 bench:

@@ -5,9 +5,9 @@ set -eu
 cd "$(dirname "$0")"
 
 BASE="arch-test debian-archive-keyring dnf dnsmasq-base gpg grub-common grub-efi-amd64-bin grub-pc-bin hostname iproute2 ipxe"
-BASE="$BASE kmod mmdebstrap mtools rpm shellcheck squashfs-tools uidmap xorriso"
+BASE="$BASE kmod mmdebstrap mtools openssh-client rpm rsync shellcheck squashfs-tools uidmap xorriso"
 DEMO="$BASE ipxe-qemu qemu-system-x86"
-TEST="$DEMO acl apache2-bin busybox-static cpio createrepo-c curl dash datefudge e2fsprogs gcc git gpg-agent libc6-dev libcap2-bin minisign nfs-ganesha-vfs nginx-light openssh-client openssl ovmf postgresql"
+TEST="$DEMO acl apache2-bin busybox-static cpio createrepo-c curl dash datefudge e2fsprogs gcc git gpg-agent libc6-dev libcap2-bin minisign nfs-ganesha-vfs nginx-light openssh-server openssl ovmf postgresql"
 BENCH="$DEMO cpio dracut-core initramfs-tools-core mkosi zstd"
 
 case ${1:-} in

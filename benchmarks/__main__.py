@@ -11,10 +11,12 @@ from pathlib import Path
 from benchmarks.boot import bench_boot
 from benchmarks.build import bench_build
 from benchmarks.checkins import bench_checkins
+from benchmarks.edit import bench_edit
 from benchmarks.growth import bench_growth
 from benchmarks.measure import Failed
 from benchmarks.names import bench_names
 from benchmarks.pack import bench_pack
+from benchmarks.ram import bench_ram
 from benchmarks.registry import bench_registry
 from benchmarks.stage1 import bench_stage1
 
@@ -27,6 +29,8 @@ def main() -> None:
         "memory": bench_growth,
         "stage1": bench_stage1,
         "boot": bench_boot,
+        "edit": bench_edit,
+        "ram": bench_ram,
         "registry": bench_registry,
         "names": bench_names,
         "checkins": bench_checkins,

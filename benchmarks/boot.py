@@ -23,10 +23,10 @@ from provisioner.registry.model import Event
 def bench_boot(folder: Path) -> None:
     """Boot the compute capsule."""
     print("Boot of the compute capsule on one emulated node with 1 GB")
-    key, capsule, stage1 = folder / "author2", folder / "boot.vnfs", folder / "boot-stage1"
+    key, capsule = folder / "author2", folder / "boot.vnfs"
     create_key_files(key, None)
     result = build(BuildOptions(RECIPE, capsule, key, None, False, default_cache_dir()), lambda: b"", Progress())
-    build_stage1(shipped_recipe(VIRTUAL), stage1, default_cache_dir(), Progress())
+    stage1 = make_stage1(folder / "boot-stage1")
     with Lab(folder / "lab") as lab:
         site = LabSite(folder / "site")
         site.init(lab, stage1, "--default-vnfs", result.name)
@@ -50,6 +50,12 @@ def bench_boot(folder: Path) -> None:
         sent = link["stats64"]["tx"]["bytes"]
     size = capsule.stat().st_size
     print(f"  bytes sent to the node, everything on its wire {sent / 1e6:.1f} MB (capsule {size / 1e6:.1f} MB)")
+
+
+def make_stage1(out: Path) -> Path:
+    """The shipped stage 1 for virtual machines, in ``out``."""
+    build_stage1(shipped_recipe(VIRTUAL), out, default_cache_dir(), Progress())
+    return out
 
 
 def _start_and_peak(events: list[Event], capsule: Path) -> str:

@@ -61,10 +61,20 @@ def fill(folder: Path, size: int) -> None:
 def pack(tree: Path, folder: Path, *, watched: bool = False) -> Cost:
     """Pack a tree with `capsulekit pack`; the capsule is removed."""
     out = folder / "packed.vnfs"
-    words = ("-o", out, "--key", new_key(folder), "--cache-dir", folder / "pack-cache")
-    cost = capsulekit("pack", tree, *words, watched=watched)
+    cost = _packing(out, tree, folder, watched=watched)
     out.unlink()
     return cost
+
+
+def pack_to(out: Path, tree: Path, folder: Path) -> Path:
+    """The capsule of a tree, signed by the key of ``folder``."""
+    _packing(out, tree, folder)
+    return out
+
+
+def _packing(out: Path, tree: Path, folder: Path, *, watched: bool = False) -> Cost:
+    words = ("-o", out, "--key", new_key(folder), "--cache-dir", folder / "pack-cache")
+    return capsulekit("pack", tree, *words, watched=watched)
 
 
 def tree_size(root: Path) -> tuple[int, int]:

@@ -50,23 +50,38 @@ def unpack_kernel(packages: Sequence[Package], distro: Distro, folder: Path) -> 
     """
     for package in packages:
         distro.unpack(package, folder)
+    names = [package.name for package in packages]
+    return kernel_tree(folder, names, "name one image package in the recipe's [kernel] package")
+
+
+def kernel_tree(folder: Path, names: Sequence[str], hint: str) -> KernelTree:
+    """The kernel of the packages ``names``, unpacked below ``folder``; puts it in order and indexes its modules.
+
+    Raises CapsulekitError, with ``hint`` where there is not one kernel, also when a link stands where its folders are:
+    it would lead out of the tree.
+    """
+    for place in ("usr", "usr/lib", "boot", "lib/modules", "usr/lib/modules", "lib/firmware", "usr/lib/firmware"):
+        if (folder / place).is_symlink():
+            raise CapsulekitError(f"the kernel packages have a link at /{place}: {', '.join(names)}")
     if (folder / "lib").is_dir() and not (folder / "lib").is_symlink():
         _merge(folder / "lib", folder / "usr/lib")
     if not (folder / "lib").is_symlink():
         (folder / "lib").symlink_to("usr/lib")  # where depmod looks
+    if str((folder / "lib").readlink()) != "usr/lib":
+        raise CapsulekitError(f"the kernel packages have a link at /lib: {', '.join(names)}")
     images = {path.name.removeprefix("vmlinuz-"): path for path in sorted((folder / "boot").glob("vmlinuz-*"))}
     images |= {path.parent.name: path for path in sorted((folder / "usr/lib/modules").glob("*/vmlinuz"))}
     if len(images) != 1:
-        names = ", ".join(p.name for p in packages) or "none"
         raise CapsulekitError(
-            f"the kernel packages bring {len(images)} kernels instead of one: {names}",
-            hint="name one image package in the recipe's [kernel] package",
+            f"the kernel packages bring {len(images)} kernels instead of one: {', '.join(names) or 'none'}", hint=hint
         )
     ((release, image),) = images.items()
     modules, firmware = folder / "usr/lib/modules" / release, folder / "usr/lib/firmware"
-    if not modules.is_dir():
-        raise CapsulekitError(f"the kernel {release} brings no modules")
-    _depmod(folder, release)
+    if not modules.is_dir() or modules.is_symlink():
+        raise CapsulekitError(f"the kernel {release} brings no modules: {', '.join(names)}", hint=hint)
+    if not stat.S_ISREG(image.lstat().st_mode):
+        raise CapsulekitError(f"the image of kernel {release} is no file: {', '.join(names)}")
+    depmod(folder, release)
     return KernelTree(folder, release, modules, image, firmware if firmware.is_dir() else None)
 
 
@@ -86,8 +101,10 @@ def depmod_version() -> str:
     return run(["depmod", "--version"], purpose="index kernel modules")
 
 
-def _depmod(root: Path, release: str) -> None:
-    run(["depmod", "-b", root, release], purpose="index kernel modules")
+def depmod(root: Path, release: str, config: Path | None = None) -> None:
+    """Index the modules in ``root``/lib/modules; ``config`` is a folder to read instead of this host's depmod.d."""
+    chosen: list[str | Path] = ["-C", config] if config else []
+    run(["depmod", *chosen, "-b", root, release], purpose="index kernel modules")
 
 
 def inputs(recipe: Recipe, lock: Lock, merged: bool) -> dict[str, Any]:
@@ -124,8 +141,7 @@ def modules_step(recipe: Recipe, lock: Lock, distro: Distro, cache: Cache, merge
             folders = {f"{prefix}/modules/{tree.release}": tree.modules}
             if tree.firmware:
                 folders[f"{prefix}/firmware"] = tree.firmware
-            with layer_from_tar(out / LAYER, lock.epoch, recipe.level) as layer:
-                unpacked = _tar(folders, lock.epoch, layer)
+            unpacked = write_modules(out / LAYER, folders, lock.epoch, recipe.level)
             (out / "unpacked").write_text(str(unpacked))
 
     return cache.step("modules", inputs(recipe, lock, merged), make)
@@ -145,7 +161,13 @@ def _keep_only(tree: KernelTree, names: Sequence[str]) -> None:
     for path in tree.modules.rglob("*.ko*"):
         if path not in kept:
             path.unlink()
-    _depmod(tree.root, tree.release)
+    depmod(tree.root, tree.release)
+
+
+def write_modules(out: Path, folders: Mapping[str, Path], epoch: int, level: int) -> int:
+    """Write a modules layer: folders of this host, each under its path in the root; the bytes of its files."""
+    with layer_from_tar(out, epoch, level) as layer:
+        return _tar(folders, epoch, layer)
 
 
 def _tar(folders: Mapping[str, Path], epoch: int, sink: IO[bytes]) -> int:
@@ -195,4 +217,4 @@ def _info(name: str, mode: int, epoch: int, kind: bytes) -> tarfile.TarInfo:
     return info
 
 
-__all__ = ["LAYER", "KernelTree", "modules_step", "unpack_kernel"]
+__all__ = ["LAYER", "KernelTree", "kernel_tree", "modules_step", "unpack_kernel", "write_modules"]

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import pwd
 import re
+import selectors
 import shlex
 import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import cache
@@ -37,8 +39,10 @@ PACKAGE_OF = {
     "newuidmap": "uidmap",
     "rm": "coreutils",
     "rpmkeys": "rpm",
+    "rsync": "rsync",
     "setpriv": "util-linux",
     "shellcheck": "shellcheck",
+    "ssh": "openssh-client",
     "unshare": "util-linux",
     "mksquashfs": "squashfs-tools",
     "mmdebstrap": "mmdebstrap",
@@ -121,6 +125,76 @@ def run(
     if child.returncode != 0:
         raise failed(argv, purpose, child.returncode, err + out)
     return out.decode("utf-8", "replace")
+
+
+class Interrupted(CapsulekitError):
+    """A child process was ended because the command as a whole ends."""
+
+
+def run_bounded(
+    argv: Sequence[str | Path],
+    out: IO[bytes],
+    *,
+    purpose: str,
+    most: int,
+    timeout: float,
+    stdin: IO[bytes] | None = None,
+    env: Mapping[str, str] | None = None,
+    stop: threading.Event | None = None,
+) -> None:
+    """Run a program whose words come from another machine: what it prints goes into ``out``, ``most`` bytes at most.
+
+    Of its errors the end is kept, however many there are. ``timeout`` is in seconds. Raises ToolMissing, CommandFailed,
+    Interrupted once ``stop`` is set, or CapsulekitError when it took too long or printed too much.
+    """
+    args = [*tied("KILL", purpose), tool(str(argv[0]), purpose), *(str(a) for a in argv[1:])]
+    announce(_surrounded(argv, None, env))
+    pipe = subprocess.PIPE
+    with subprocess.Popen(args, env=env, stdin=stdin or subprocess.DEVNULL, stdout=pipe, stderr=pipe) as child:
+        try:
+            end = time.monotonic() + timeout
+            said = _pour(child, out, most, end, stop)
+            child.wait(max(end - time.monotonic(), 0))
+        except TimeoutError as wrong:
+            child.kill()
+            raise CapsulekitError(f"{argv[0]} did not finish within {timeout:g} s (to {purpose})") from wrong
+        except subprocess.TimeoutExpired as late:
+            child.kill()
+            raise CapsulekitError(f"{argv[0]} did not finish within {timeout:g} s (to {purpose})") from late
+        except BaseException:
+            child.kill()
+            raise
+    if child.returncode != 0:
+        raise failed(argv, purpose, child.returncode, said)
+
+
+ERRORS_KEPT = 16 << 10  # bytes
+
+
+def _pour(child: subprocess.Popen[bytes], out: IO[bytes], most: int, end: float, stop: threading.Event | None) -> bytes:
+    """Read both of a child's outputs to their end; what it said on the second, the last of it."""
+    assert child.stdout is not None and child.stderr is not None
+    errors, got = b"", 0
+    with selectors.DefaultSelector() as ready:
+        for pipe in (child.stdout, child.stderr):
+            ready.register(pipe, selectors.EVENT_READ)
+        while ready.get_map():
+            if stop is not None and stop.is_set():
+                raise Interrupted("interrupted")
+            if time.monotonic() > end:
+                raise TimeoutError
+            for key, _ in ready.select(0.25):
+                piece = os.read(key.fd, 1 << 16)
+                if not piece:
+                    ready.unregister(key.fileobj)
+                elif key.fileobj is child.stderr:
+                    errors = (errors + piece)[-ERRORS_KEPT:]
+                else:
+                    got += len(piece)
+                    if got > most:
+                        raise CapsulekitError(f"it sent more than {most} bytes")
+                    out.write(piece)
+    return errors
 
 
 # Set by `--verbose`: every command is shown as a line to paste.
@@ -207,9 +281,18 @@ def run_apart(
 
 def remove_apart(folder: Path) -> None:
     """Remove a folder whose files belong to an ordinary user's subordinate ids; what resists is left."""
-    argv: list[str | Path] = ["rm", "-rf", "--one-file-system", "--", folder]
     with suppress(CapsulekitError):
-        run_apart(argv, purpose="clean up", env=PLAIN, cwd=folder.parent, stdout=None, stderr=None)
+        run_apart(removing(folder), purpose="clean up", env=PLAIN, cwd=folder.parent, stdout=None, stderr=None)
+
+
+def removing(*folders: Path) -> list[str | Path]:
+    """The command that removes folders with all that is in them, but for what is mounted there."""
+    return ["rm", "-rf", "--one-file-system", "--", *folders]
+
+
+def namespaces(purpose: str) -> list[str | Path]:
+    """The start of root's command line that runs a program in namespaces of its own; the network stays ours."""
+    return [tool("unshare", purpose), "--mount", "--pid", "--fork", "--kill-child", "--uts", "--ipc"]
 
 
 @cache
@@ -221,7 +304,7 @@ def _namespaces(purpose: str) -> tuple[str, ...]:
     container without CAP_SYS_ADMIN, who can change root but not mount: nothing is put before the command then, and the
     container is what ends with it.
     """
-    apart = [tool("unshare", purpose), "--mount", "--pid", "--fork", "--kill-child", "--uts", "--net", "--ipc"]
+    apart = [*map(str, namespaces(purpose)), "--net"]
     if os.geteuid() != 0:
         tool("newuidmap", purpose)
         apart[1:1] = ["--user", "--map-root-user", "--map-auto"]

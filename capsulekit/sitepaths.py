@@ -23,7 +23,8 @@ class SitePaths:
 def site_paths(config: Path | None = None, state: Path | None = None) -> SitePaths:
     """Flags win over CAPSULEKIT_CONFIG_DIR and CAPSULEKIT_STATE_DIR, which win over the system folders."""
     return SitePaths(
-        # Absolute, because children such as dnsmasq run in another folder.
+        # Absolute, because children such as dnsmasq run in another folder; the state's without links, because the
+        # kernel tells mounts in it by such paths.
         (config or Path(os.environ.get("CAPSULEKIT_CONFIG_DIR", "/etc/capsulekit"))).absolute(),
-        (state or Path(os.environ.get("CAPSULEKIT_STATE_DIR", "/var/lib/capsulekit"))).absolute(),
+        (state or Path(os.environ.get("CAPSULEKIT_STATE_DIR", "/var/lib/capsulekit"))).resolve(),
     )

@@ -41,6 +41,10 @@ class SiteConfig:
     stage1_kargs: str = "console=tty0"
     kargs: str = ""
     states: str = ""  # the site's own provisionary states, separated by spaces
+    nfs: str = "ganesha"  # who exports to nodes by NFS: ganesha (supervised here), kernel (this machine's), off
+    transfer: str = "http"  # how nodes fetch public files: http, or nfs (and http where that fails)
+    transfer_master: str = ""  # address of another server of those files; "" is this master
+    transfer_prefix: str = ""  # path of the state folder there; "" is as here
     mirrors: str = ""  # base URLs of servers that hold copies of public blobs, separated by spaces
     order: str = "shuffled"  # how nodes try several servers: shuffled (each node its own way) or listed
     check_mac: bool = True  # whether who asks to boot under a MAC must have it, as far as can be seen
@@ -118,6 +122,12 @@ COMMENTS = {
     "stage1_kargs": "Kernel arguments while a node fetches its capsule.",
     "kargs": "Kernel arguments of the booted capsule, for every node.",
     "states": 'Provisionary states of this site\'s own beside init and ready, e.g. "boot".',
+    "nfs": "Who gives nodes files by NFS (the network part of hybrid capsules, and see transfer):\n"
+    "# ganesha: nfs-ganesha, started and kept running by serve. kernel: this machine's own NFS server.\n"
+    "# off: nobody, or a server of yours that ck.hybrid in kargs names.",
+    "transfer": "How nodes fetch the public files of capsules: http or nfs. What NFS lacks comes by http all the same.",
+    "transfer_master": "Address of another server of those files by NFS; empty: this master.",
+    "transfer_prefix": "Path of the state folder on that server; empty: the same as here.",
     "mirrors": "Servers with copies of the public blobs: base URLs separated by spaces, with blobs/SHA256 below.\n"
     "# Nodes ask them before this master and believe none of them: every byte is checked.",
     "order": "How nodes try mirrors and masters: shuffled (each node its own way) or listed.",
@@ -181,6 +191,7 @@ def check_site(config: SiteConfig, where: str) -> None:
         raise refuse("dhcp", "is none of own, proxy and off")
     if config.dhcp == "proxy" and config.six:
         raise refuse("dhcp", "needs IPv4: DHCPv6 has no proxies")
+    _check_nfs(config, where)
     for url in config.mirror_urls:
         if not is_mirror(url):
             raise refuse("mirrors", f"names {url!r}: not http(s)://HOST[:PORT][/PATH] in plain letters, no slash last")
@@ -214,6 +225,32 @@ def check_site(config: SiteConfig, where: str) -> None:
         raise refuse("history_days", "is not a number of days")
     check_attributes(config, where)
     _check_range(config, where)
+
+
+def _check_nfs(config: SiteConfig, where: str) -> None:
+    """Refuse what nodes could not mount. The prefix ends up in an export's name and in exports(5)."""
+    from ipaddress import ip_address
+
+    if config.nfs not in ("ganesha", "kernel", "off"):
+        raise CapsulekitError(f"{where}: nfs {config.nfs!r} is none of ganesha, kernel and off")
+    if config.transfer not in ("http", "nfs"):
+        raise CapsulekitError(f"{where}: transfer {config.transfer!r} is neither http nor nfs")
+    master, prefix = config.transfer_master, config.transfer_prefix
+    try:
+        if master and ("%" in master or str(ip_address(master)) != master.lower()):
+            raise ValueError("with an interface, or not in its usual form")
+    except ValueError as error:
+        raise CapsulekitError(
+            f"{where}: transfer_master {master!r} is not an address", hint="nodes look up no names while they boot"
+        ) from error
+    if config.transfer == "nfs" and config.nfs == "off" and master in ("", config.ip):
+        raise CapsulekitError(
+            f'{where}: transfer "nfs" needs a server: nfs is "off", and transfer_master names no other one'
+        )
+    if prefix and not re.fullmatch(r"(/(?!\.\.?(/|$))[A-Za-z0-9._+@-]+)+", prefix):
+        raise CapsulekitError(
+            f"{where}: transfer_prefix {prefix!r} is not an absolute path of plain letters", hint="like /vol/capsulekit"
+        )
 
 
 def check_attributes(config: SiteConfig, where: str) -> None:

@@ -28,7 +28,9 @@ _PLACES: dict[str, Callable[[SitePaths], str]] = {
 # The manual's names of what has another one in site.toml or defaults.toml.
 _MANUAL = {
     "master network device": "interface",
-    "vnfs transfer master": "ip",
+    "vnfs transfer master": "transfer_master",
+    "vnfs transfer method": "transfer",
+    "vnfs transfer prefix": "transfer_prefix",
     "group name": "group",
     "vnfs name": "vnfs",
 }
@@ -47,9 +49,11 @@ def config_value(paths: SitePaths, key: str) -> str:
     if name in _PLACES:
         return _PLACES[name](paths)
     column = _MANUAL.get(name, name.replace(" ", "_"))
-    # The master that nodes fetch capsules from is this one.
-    values = vars(load_defaults(paths)) | vars(config) | {"ip": config.ip}
-    if column not in values or (column == "ip" and name == "ip"):
+    values = vars(load_defaults(paths)) | vars(config)
+    if name in _MANUAL and not values.get(column):
+        # Where no other server is named nodes fetch capsules from this one, which has its state where it says.
+        values |= {"transfer_master": config.ip, "transfer_prefix": str(paths.state)}
+    if column not in values:
         raise CapsulekitError(f"there is no setting {key!r}", hint="known: " + ", ".join(config_keys()))
     return _shown(column, values[column])
 

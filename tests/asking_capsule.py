@@ -74,9 +74,10 @@ def root_layer() -> bytes:
         return out.read_bytes()
 
 
-def asking_capsule(out: Path, questions: bytes = QUESTIONS, **changes: object) -> str:
-    """Write it; returns its identity."""
+def asking_capsule(out: Path, questions: bytes = QUESTIONS, acl: bytes = b"", **changes: object) -> str:
+    """Write it; returns its identity. ``acl`` is the list of its root's layer."""
     content = {**CONTENT, "layers/modules.squashfs": root_layer(), ROOT: root_layer(), "configure.toml": questions}
+    content["layers/rootfs.acl"] = acl
     layers = (layer("layers/modules.squashfs", content), layer(ROOT, content, acl="layers/rootfs.acl"))
     return small_capsule(out, content, layers=layers, **changes)
 

@@ -18,7 +18,7 @@ SHELL_FILES = [SOURCE / "stage1" / "init", STAGE2, AGENT, *sorted(LIB.glob("*.sh
 SHELLS = {"busybox": ["busybox", "sh"], "dash": ["dash"]}
 # Order of sourcing as in stage1/init.
 PARTS = ["say", "clock", "memory", "step", "drivers", "devices", "address", "network", "sources", "master", "plan",
-         "fetch", "disk", "sums", "cpio", "compose", "layers", "scripts", "nodelayer", "handoff"]  # fmt: skip
+         "fetch", "disk", "nfs", "sums", "cpio", "compose", "layers", "scripts", "nodelayer", "handoff"]  # fmt: skip
 MAC = "52:54:00:12:34:56"
 DIGEST = {name: hashlib.sha256(name.encode()).hexdigest() for name in ("a", "b", "c", "d", "e")}
 
@@ -54,7 +54,7 @@ class Node:
             "CK_PROC": str(self.proc), "CK_CONSOLE": str(folder / "console"), "CK_INITRD": str(folder / "initrd"),
             "CK_CAPSULE": str(folder / "capsule"), "CK_LIB": str(LIB), "CK_DISK": str(folder / "disk"),
             "CK_RESOLV": str(folder / "resolv.conf"), "CK_NET": str(folder / "net"), "CK_NEWROOT": str(folder / "root"),
-            "CK_STACK": str(folder / "s"),
+            "CK_STACK": str(folder / "s"), "CK_OFFERED": str(folder / "offered"),
         }  # fmt: skip
 
     def do(self, script: str, *args: str) -> subprocess.CompletedProcess[str]:

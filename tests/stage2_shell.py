@@ -36,6 +36,7 @@ class Stage2:
             "CK_ROOT": f"{folder}/root", "CK_LAYERS": f"{folder}/layers", "CK_STACK": f"{folder}/stack",
             "CK_LIB": f"{folder}/lib", "CK_PROC": f"{folder}/proc", "CK_DEV": f"{folder}/dev",
             "CK_SYS": f"{folder}/sys", "CK_RUNTIME": f"{folder}/run", "CK_SAID": f"{folder}/said",
+            "CK_SHOWN": f"{folder}/run/shown",
         }  # fmt: skip
 
     def cmdline(self, text: str) -> None:

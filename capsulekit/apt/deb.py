@@ -14,10 +14,15 @@ def control(deb: Path) -> str:
     kept = deb.with_suffix(".control")
     if kept.exists():
         return kept.read_text(encoding="utf-8")
-    text = run(["dpkg-deb", "-f", deb], purpose="read a package's control file")
+    text = read_control(deb)
     remove_parts(kept)  # of a build that was killed here
     atomic_write(kept, text.encode())
     return text
+
+
+def read_control(deb: Path) -> str:
+    """The package's control stanza, out of the package. Raises CommandFailed when it is none."""
+    return run(["dpkg-deb", "-f", deb], purpose="read a package's control file")
 
 
 def installed_size(control: str) -> int:

@@ -25,12 +25,13 @@ class Member:
     """A member to write: its ``name`` in the capsule and its content, a file or bytes.
 
     ``known`` are the size (bytes) and hex sha256 of a file that was summed before: then it is read only once, while it
-    is written, and must still be that.
+    is written, and must still be that. ``offset`` (bytes) is where it begins in a file that holds more than just it.
     """
 
     name: str
     source: Path | bytes
     known: tuple[int, str] | None = None
+    offset: int | None = None
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,9 @@ class Differs(TrustError):
         self.members = tuple(members)
 
 
-def write_capsule(out: Path, manifest: Manifest, members: Sequence[Member], signer: SecretKey | Kept) -> str:
+def write_capsule(
+    out: Path, manifest: Manifest, members: Sequence[Member], signer: SecretKey | Kept, mode: int = 0o644
+) -> str:
     """Write and sign a capsule, or give it the signatures it had; returns its identity (hex sha256 of SHA256SUMS).
 
     ``members`` are all but SHA256SUMS, its signature and capsule.toml, in any order. ``out`` appears, or is replaced,
@@ -74,7 +77,7 @@ def write_capsule(out: Path, manifest: Manifest, members: Sequence[Member], sign
         summed[name] = (len(data), sha256_bytes(data))
     content.sort(key=lambda m: layout.rank(m.name))
     remove_parts(out)  # of a build that was killed while it wrote; they are as large as a capsule
-    with _one_line(out), atomic_file(out) as file:
+    with _one_line(out), atomic_file(out, mode) as file:
         written = 0
         for member in content:
             written += _append(file, member, summed[member.name], manifest.epoch)
@@ -174,14 +177,16 @@ def _append(file: IO[bytes], member: Member, summed: tuple[int, str], mtime: int
 
 
 def _chunks(member: Member) -> Iterator[bytes]:
+    left = member.known[0] if member.known and member.offset is not None else None
     with _open(member) as source:
         while True:
             try:
-                chunk = source.read(CHUNK)
+                chunk = source.read(CHUNK if left is None else min(CHUNK, left))
             except OSError as wrong:
                 raise _unreadable(member, wrong) from wrong
             if not chunk:
                 return
+            left = None if left is None else left - len(chunk)
             yield chunk
 
 
@@ -193,7 +198,9 @@ def _open(member: Member) -> IO[bytes]:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             os.close(fd)
             raise CapsulekitError(f"can't put {member.name} into the capsule: {member.source} is not a file")
-        return os.fdopen(fd, "rb")
+        source = os.fdopen(fd, "rb")
+        source.seek(member.offset or 0)
+        return source
     except OSError as wrong:
         raise _unreadable(member, wrong) from wrong
 

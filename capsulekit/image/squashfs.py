@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import IO
 
 from capsulekit.errors import CapsulekitError
-from capsulekit.run import CLOCK, announce, as_root_by_name, failed, run, tied, tool
+from capsulekit.run import CLOCK, DiskFull, announce, as_root_by_name, failed, run, tied, tool
 
 BLOCK = 1 << 20
 MEMORY = "256M"
@@ -21,20 +22,24 @@ def version() -> str:
 
 
 @contextmanager
-def layer_from_tar(out: Path, epoch: int, level: int, *, exported: bool = False) -> Iterator[IO[bytes]]:
+def layer_from_tar(
+    out: Path, epoch: int, level: int, *, exported: bool = False, keep_times: bool = False
+) -> Iterator[IO[bytes]]:
     """A stream that takes a tar and makes the squashfs ``out`` of it.
 
-    zstd of ``level``, 1 MiB blocks, all times ``epoch`` (seconds since 1970); the root folder is 0755 and root's.
-    ``exported`` adds the table that an NFS server needs; from a tar, mksquashfs leaves it out.
-    Nothing is left at ``out`` when anything fails; a full disk is said as such.
+    zstd of ``level``, 1 MiB blocks, all times ``epoch`` (seconds since 1970), or those of the tar with ``keep_times``;
+    the root folder is 0755 and root's. ``exported`` adds the table that an NFS server needs; from a tar, mksquashfs
+    leaves it out.
+    Nothing is left at ``out`` when anything fails; a full disk is said as such (DiskFull).
     """
     argv = [*_words(out, epoch, level), *(["-exports"] if exported else [])]
+    argv += [] if keep_times else ["-all-time", str(epoch)]
     # SOURCE_DATE_EPOCH beside -mkfs-time is fatal to squashfs-tools 4.5, so the environment is made anew.
     env = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LC_ALL": "C.UTF-8", "TZ": "UTC", **CLOCK}
-    log = out.with_suffix(".log")
     announce(argv)
     try:
-        with log.open("wb") as errors:
+        # In memory: on a full disk its words would be lost.
+        with os.fdopen(os.memfd_create("log"), "w+b") as errors:
             child = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=errors, stderr=errors, env=env)
             assert child.stdin is not None
             broken = False
@@ -49,12 +54,11 @@ def layer_from_tar(out: Path, epoch: int, level: int, *, exported: bool = False)
                 with suppress(OSError):
                     child.stdin.close()
                 status = child.wait()
-        _check(argv, status or int(broken), log.read_bytes(), out)
+            errors.seek(0)
+            _check(argv, status or int(broken), errors.read(), out)
     except BaseException:
         out.unlink(missing_ok=True)
         raise
-    finally:
-        log.unlink(missing_ok=True)
 
 
 def _words(out: Path, epoch: int, level: int) -> list[str | Path]:
@@ -75,8 +79,6 @@ def _words(out: Path, epoch: int, level: int) -> list[str | Path]:
         str(BLOCK),
         "-mkfs-time",
         str(epoch),
-        "-all-time",
-        str(epoch),
         "-mem",  # it would fill a quarter of the machine's memory; the bytes and the time are the same
         MEMORY,
         "-root-mode",
@@ -89,7 +91,7 @@ def _words(out: Path, epoch: int, level: int) -> list[str | Path]:
 def _check(argv: list[str | Path], status: int, printed: bytes, out: Path) -> None:
     text = printed.decode("utf-8", "replace")
     if "No space left on device" in text:
-        raise CapsulekitError(
+        raise DiskFull(
             f"the disk is full while packing {out.name} in {out.parent}",
             hint="free some space, or choose another place with --cache-dir",
         )

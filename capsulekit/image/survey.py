@@ -149,7 +149,7 @@ def _refuse(walk: _Walk, why: tuple[str, str], path: bytes) -> None:
 def _mounts_below(root: bytes) -> Iterator[bytes]:
     """Where below ``root`` something is mounted, also of the same file system (proc_pid_mountinfo(5))."""
     start = root.rstrip(b"/") + b"/"
-    for line in MOUNTS.read_bytes().splitlines():
-        place = re.sub(rb"\\([0-7]{3})", lambda octal: bytes([int(octal[1], 8)]), line.split()[4])
+    for line in MOUNTS.read_bytes().split(b"\n")[:-1]:  # no other break, nor blank, is escaped in a name
+        place = re.sub(rb"\\([0-7]{3})", lambda octal: bytes([int(octal[1], 8)]), line.split(b" ")[4])
         if place.startswith(start) and place != start:
             yield place.removeprefix(start)

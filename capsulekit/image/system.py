@@ -104,6 +104,11 @@ def _arch(tree: Tree, init: str, family: str) -> str:
     raise CapsulekitError(f"{tree.root} holds no program that says for which machine it is", hint=f"looked at {init}")
 
 
+def find_kernel(root: Path, release: str) -> Kernel:
+    """The kernel of this release in a root. Raises CapsulekitError when it, or its modules, are not there."""
+    return _kernel(Tree(root), release)
+
+
 def _kernel(tree: Tree, wanted: str | None) -> Kernel:
     """The one kernel that has an image and modules, or the one that is wanted."""
     images = {name.removeprefix(IMAGE) for name in tree.listing("boot") if name.startswith(IMAGE)}

@@ -1,7 +1,8 @@
 """Hybridize: which of a root's paths live in the hybrid layer, on the network, instead of in each node's memory.
 
 A glob that names a folder means everything below it, as in Perceus. Folders themselves stay on the node, and so does
-whatever the network cannot carry faithfully. A glob that takes what the node needs to boot (closure.py) is an error.
+whatever the network cannot carry faithfully, and what the node needs to boot (closure.py); a glob that means just
+such a path is an error.
 """
 
 from __future__ import annotations
@@ -9,10 +10,10 @@ from __future__ import annotations
 import re
 import tarfile
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import IO, Literal, Protocol
 
 import zstandard
 from initramfs_builder.tree import merged
@@ -23,6 +24,7 @@ from capsulekit.rootfs.globs import anchored, regex
 # A layer's blocks are compressed one by one, a mebibyte each.
 BLOCK_LOG = 20
 WORLD_READ, WORLD_ENTER, SET_ID = 0o004, 0o001, 0o6000
+PIECE = 1 << 20  # bytes of a stream at once
 
 
 class Readable(Protocol):
@@ -50,27 +52,47 @@ class Moved:
 
 
 class Hybrid:
-    """The hybridize list of a recipe over one root: ``globs`` as the author wrote them.
+    """The hybridize list of a recipe, or a site's, over one root: ``globs`` as its author wrote them.
 
     ``closure`` is what the root needs to boot: merged path (see initramfs_builder.tree) -> the chain that needs it.
-    Call ``scan`` before anything is asked. Raises CapsulekitError for a bad glob.
+    ``acls`` are the paths of which an ACL is known beside the tar; ``taken`` are folders that no glob may take from, by
+    merged path with the reason. ``where`` names the list in errors. Call ``scan`` before anything is asked.
+    Raises CapsulekitError for a bad glob, and for one that lies in a taken folder altogether.
     """
 
-    def __init__(self, globs: Sequence[str], closure: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        globs: Sequence[str],
+        closure: Mapping[str, str],
+        *,
+        acls: Collection[str] = (),
+        taken: Mapping[str, str] | None = None,
+        where: str = "[hybridize]",
+    ) -> None:
         self.globs = tuple(globs)
         self.kept: tuple[Kept, ...] = ()
-        self._closure = closure
+        self._closure, self._acls, self._taken, self._where = closure, acls, taken or {}, where
         self._moved: dict[str, str] = {}
         self._leading: set[str] = set()
         self._matched: set[str] = set()
         # /lib is taken for /usr/lib, which it is a link to (or would be).
         pairs = [(re.compile(regex(merged(anchored(glob))) + "(?:/.*)?", re.DOTALL), glob) for glob in globs]
         self._patterns = pairs
+        for glob in globs:
+            fixed = merged(anchored(glob).partition("*")[0].partition("?")[0].partition("[")[0])
+            if why := self._why_taken(fixed):
+                raise CapsulekitError(f"{where}: {glob} is refused: {why}", hint="take it out of the list")
 
     def scan(self, tar: Path) -> None:
-        """Decide every path of a root's tar by its headers alone.
+        """Decide every path of a root's tar by its headers alone; see scan_stream."""
+        with tar.open("rb") as stream:
+            self.scan_stream(stream)
 
-        Raises CapsulekitError when a glob takes what the node needs to boot, naming the chain.
+    def scan_stream(self, tar: IO[bytes]) -> None:
+        """Decide every path of a root's tar, read to its end, by its headers alone.
+
+        Raises CapsulekitError when a glob means what the node needs to boot, naming the chain, or takes from a taken
+        folder.
         """
         wanted, closed, stays = {}, set(), {}
         links: dict[str, list[str]] = defaultdict(list)
@@ -84,9 +106,10 @@ class Hybrid:
             glob = self._glob(path)
             if glob is not None:
                 wanted[path] = glob
-                if reason := _stays(member):
+                if reason := "it has an ACL" if path in self._acls else _stays(member):
                     stays[path] = reason
-        self._check_closure(wanted)
+        self._keep_needed(wanted, stays)
+        self._refuse_taken(wanted)
         self._matched = set(wanted.values())
         for path in wanted:
             if folder := next((f for f in _folders(path) if f in closed), None):
@@ -104,6 +127,10 @@ class Hybrid:
         """Whether a folder leads to a moved path, so that the hybrid layer has it too."""
         return path in self._leading
 
+    def matches(self, path: str) -> bool:
+        """Whether a glob matches a path, wherever it lies."""
+        return self._glob(path) is not None
+
     @property
     def empty(self) -> bool:
         """Whether nothing moves: then there is no hybrid layer."""
@@ -117,16 +144,39 @@ class Hybrid:
         name = merged(path)
         return next((glob for pattern, glob in self._patterns if pattern.fullmatch(name)), None)
 
-    def _check_closure(self, wanted: Mapping[str, str]) -> None:
-        needed = sorted(path for path in wanted if merged(path) in self._closure)
-        if needed:
-            first = needed[0]
-            more = f" (and {len(needed) - 1} more)" if len(needed) > 1 else ""
+    def _keep_needed(self, wanted: Mapping[str, str], stays: dict[str, str]) -> None:
+        """What a node needs to boot stays where a glob names a folder above it; a glob that means just that is refused.
+
+        (Perceus's own list begins with /usr/share, and somewhere in there a few files always are needed.)
+        """
+        needed = {path: self._closure[merged(path)] for path in wanted if merged(path) in self._closure}
+        of_use = {glob for path, glob in wanted.items() if path not in needed}
+        refused = sorted(path for path in needed if wanted[path] not in of_use or self._means(wanted[path], path))
+        if refused:
+            first = refused[0]
+            more = f" (and {len(refused) - 1} more)" if len(refused) > 1 else ""
             raise CapsulekitError(
-                f"[hybridize] {wanted[first]} takes /{first}{more}, which a node needs to boot: "
-                f"{self._closure[merged(first)]}",
-                hint="name narrower globs in [hybridize] paths, so that it stays on the node",
+                f"{self._where} {wanted[first]} takes /{first}{more}, which a node needs to boot: {needed[first]}",
+                hint="name narrower globs, so that it stays on the node",
             )
+        stays |= {path: f"a node needs it to boot ({why.partition(':')[0]})" for path, why in needed.items()}
+
+    @staticmethod
+    def _means(glob: str, path: str) -> bool:
+        """Whether a glob matches a path by its own name, and not by that of a folder above it."""
+        named = merged(anchored(glob.rstrip("/").removesuffix("/**") or glob))
+        return re.fullmatch(regex(named), merged(path), re.DOTALL) is not None
+
+    def _refuse_taken(self, wanted: Mapping[str, str]) -> None:
+        for path in wanted if self._taken else ():
+            if why := self._why_taken(merged(path)):
+                raise CapsulekitError(
+                    f"{self._where} {wanted[path]} takes /{path}, which is refused: {why}", hint="name narrower globs"
+                )
+
+    def _why_taken(self, name: str) -> str:
+        """The reason why a merged path is in a taken folder, or is one; "" when it is not."""
+        return next((self._taken[folder] for folder in (name, *_folders(name)) if folder in self._taken), "")
 
     @staticmethod
     def _keep_sets_together(links: Mapping[str, list[str]], wanted: Mapping[str, str], stays: dict[str, str]) -> None:
@@ -146,9 +196,13 @@ def forget(tar: tarfile.TarFile) -> None:
     tar.members.clear()  # type: ignore[attr-defined]
 
 
-def _headers(tar: Path) -> Iterator[tuple[str, tarfile.TarInfo]]:
+def _headers(tar: IO[bytes]) -> Iterator[tuple[str, tarfile.TarInfo]]:
+    # A file is skipped through, a pipe has to be read.
+    mode: Literal["r:", "r|"] = "r:" if tar.seekable() else "r|"
     try:
-        with tarfile.open(tar, mode="r:", errorlevel=2, encoding="utf-8", errors="surrogateescape") as opened:
+        with tarfile.open(
+            fileobj=tar, mode=mode, bufsize=PIECE, errorlevel=2, encoding="utf-8", errors="surrogateescape"
+        ) as opened:
             for member in opened:
                 yield member.name.removeprefix("./").strip("/"), member
                 forget(opened)

@@ -117,7 +117,26 @@ Of what a glob matches this stays on the node, because the network could not car
 - files that not everyone may read, or in a folder that not everyone may enter
 - every name of a file of which one name stays
 
-A glob that takes something of the table below fails the build, with the chain that needs it: without it a node could
-not boot, not reach the network, or not be reached when the network file system is gone.
+What the table below has stays on the node too, where a glob names a folder above it, such as `/usr/share`, and is named
+with the reason: without it a node could not boot, not reach the network, or not be reached when the network file system
+is gone. A glob that means just such a path, or takes nothing else, fails the build with the chain that needs it.
+
+## A site's own list
+
+`vnfs/NAME/hybridize` beside `site.toml`, NAME being a capsule's installed name or its short one, goes over the
+capsule's own list: one path or glob a line, `#` begins a comment. Nobody but you makes that file. When it says
+something else than what holds, `vnfs umount` and `vnfs rebuild` divide the capsule anew, as a new generation;
+`vnfs rebuild NAME` is enough after a change of the list. An empty file brings everything back to the nodes, and without
+the file the author's list holds again. What the network carries is exported by the master itself: [NFS](nfs.md).
+
+The same rules hold as at build, for the root as nodes see it, edits included. What lies in an edit's layer or the
+site's stays in it, and is named; a path that an edit deleted or replaced stays so
+([why the new layers are public](../decisions/resplit-layers-stay-public.md)). Refused as well, with the reason:
+
+- paths in the site's state folder
+- paths in folders that `nfsmounts` mounts on nodes of this capsule
+- any list for a capsule whose kernel has no NFS 4, or whose root layer is private
+
+## What has to stay
 
 """

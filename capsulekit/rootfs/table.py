@@ -25,7 +25,8 @@ class Row:
     package manager leaves the path. ``due`` is a path of the root that makes the row due: when it is there and the row
     matches nothing, the row is reported; "" is for what any program may leave. ``files_only`` spares links and folders.
     ``fresh`` tells a regenerated cache by its first bytes from one that holds times. ``command`` is (the program it
-    needs, a line for the root's own shell) and makes the caches again.
+    needs, a line for the root's own shell) and makes the caches again. ``alike`` says that the row is there only to
+    make two builds alike: an edit (capsulekit.edit.clean) keeps what it finds there.
     """
 
     glob: str
@@ -37,6 +38,7 @@ class Row:
     fix: Callable[[bytes, int], bytes] | None = None
     fresh: Callable[[bytes, int], bool] | None = None
     command: tuple[str, str] | None = None
+    alike: bool = False
 
 
 # Byte code is made where the packages' own scripts had made it, under the hash seed that keeps sets in one order.
@@ -72,9 +74,9 @@ TABLE: tuple[Row, ...] = (
     Row("etc/ssl/private/ssl-cert-snakeoil.key", "remove", PRIVATE, "deb", due=POSTINST.format("ssl-cert")),
     Row("etc/ssl/certs/ssl-cert-snakeoil.pem", "remove", "made at install", "deb", due=POSTINST.format("ssl-cert")),
     Row("etc/ssl/certs/java/cacerts", "fix", DATED, "deb", fix=fixes.key_store,
-        due=POSTINST.format("ca-certificates-java")),
+        due=POSTINST.format("ca-certificates-java"), alike=True),
     Row("etc/pki/ca-trust/extracted/java/cacerts", "fix", DATED, "rpm", fix=fixes.key_store,
-        due="usr/bin/update-ca-trust"),
+        due="usr/bin/update-ca-trust", alike=True),
     Row("etc/mdadm/mdadm.conf", "fix", "the date it was made on, and the builder's own arrays", "deb",
         fix=fixes.mdadm, due=POSTINST.format("mdadm")),
     Row("etc/iscsi/initiatorname.iscsi", "fix", INITIATOR, "deb", fix=fixes.initiator_name,
@@ -82,7 +84,8 @@ TABLE: tuple[Row, ...] = (
     Row("etc/iscsi/initiatorname.iscsi", "remove", INITIATOR, "rpm"),
     Row("etc/udev/rules.d/*-persistent-net.rules", "remove", "the builder's network cards"),
     Row("etc/udev/rules.d/*-persistent-cd.rules", "remove", "the builder's drives"),
-    Row("etc/shadow", "fix", "the day of the last change is the day of the build", fix=fixes.last_change, due=SHADOW),
+    Row("etc/shadow", "fix", "the day of the last change is the day of the build", fix=fixes.last_change, due=SHADOW,
+        alike=True),
     Row("etc/passwd-", "remove", BACKUP),
     Row("etc/shadow-", "remove", BACKUP),
     Row("etc/group-", "remove", BACKUP),
@@ -95,28 +98,30 @@ TABLE: tuple[Row, ...] = (
     Row("etc/apt/apt.conf.d/01autoremove-kernels", "remove", "the kernels that the builder ran and installed", "deb"),
     Row("var/cache/ldconfig/aux-cache", "remove", "holds inode numbers and times"),
     Row("var/cache/fontconfig/*.cache-*", "regenerate", "holds the times of the folders of fonts",
-        due="usr/bin/fc-cache", fresh=fixes.font_cache, command=("/usr/bin/fc-cache", "/usr/bin/fc-cache -r -s")),
+        due="usr/bin/fc-cache", fresh=fixes.font_cache, command=("/usr/bin/fc-cache", "/usr/bin/fc-cache -r -s"),
+        alike=True),
     Row("**/__pycache__/*.pyc", "regenerate", "byte code with times in it; made again with the hash of its source",
-        due="usr/bin/python3", fresh=fixes.unchecked_byte_code, command=("/usr/bin/python3", BYTE_CODE)),
+        due="usr/bin/python3", fresh=fixes.unchecked_byte_code, command=("/usr/bin/python3", BYTE_CODE), alike=True),
     Row("var/cache/man/**", "remove", "an index with times in it; man-db makes it again"),
     Row("var/cache/debconf/*-old", "remove", "backups", "deb", due=APT),
     Row("var/lib/dpkg/*-old", "remove", "backups", "deb", due=APT),
     Row("var/lib/dpkg/lock*", "remove", LOCK, "deb"),
     Row("var/lib/apt/lists/**", "remove", INDEX, "deb", due=APT),
-    Row("var/lib/apt/extended_states", "remove", "which packages the build named is not which the admin chose", "deb"),
+    Row("var/lib/apt/extended_states", "remove", "which packages the build named is not which the admin chose", "deb",
+        alike=True),
     Row("var/cache/apt/*.bin", "remove", "caches of the index", "deb"),
     Row("var/cache/apt/archives/**", "remove", "packages, and a folder owned by the builder's _apt; apt makes it again",
         "deb"),
     Row("var/lib/rpm/__db*", "remove", MEMORY, "rpm"),
     Row("var/lib/rpm/.*.lock", "remove", LOCK, "rpm"),
     Row("var/lib/rpm/rpmdb.sqlite-shm", "remove", MEMORY, "rpm"),
-    Row("var/lib/rpm/rpmdb.sqlite-wal", "fix", WAL, "rpm", fix=fixes.closed_wal),
+    Row("var/lib/rpm/rpmdb.sqlite-wal", "fix", WAL, "rpm", fix=fixes.closed_wal, alike=True),
     Row("usr/lib/sysimage/rpm/__db*", "remove", MEMORY, "rpm"),
     Row("usr/lib/sysimage/rpm/.*.lock", "remove", LOCK, "rpm"),
     Row("usr/lib/sysimage/rpm/rpmdb.sqlite-shm", "remove", MEMORY, "rpm"),
-    Row("usr/lib/sysimage/rpm/rpmdb.sqlite-wal", "fix", WAL, "rpm", fix=fixes.closed_wal),
-    Row("usr/lib/sysimage/libdnf5/transaction_history.sqlite*", "remove", HISTORY, "rpm"),
-    Row("var/lib/dnf/history.sqlite*", "remove", HISTORY, "rpm"),
+    Row("usr/lib/sysimage/rpm/rpmdb.sqlite-wal", "fix", WAL, "rpm", fix=fixes.closed_wal, alike=True),
+    Row("usr/lib/sysimage/libdnf5/transaction_history.sqlite*", "remove", HISTORY, "rpm", alike=True),
+    Row("var/lib/dnf/history.sqlite*", "remove", HISTORY, "rpm", alike=True),
     Row("var/lib/dnf/repos/**", "remove", "counters of the build's own repositories", "rpm"),
     Row("var/lib/yum/**", "remove", HISTORY, "rpm"),
     Row("var/cache/dnf/**", "remove", INDEX, "rpm"),

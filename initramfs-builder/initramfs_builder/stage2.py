@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 from initramfs_builder import cpio
 from initramfs_builder.archive import Archive
-from initramfs_builder.compress import compression_for
+from initramfs_builder.compress import Compression, compression_for
 from initramfs_builder.errors import CapsulekitError
 from initramfs_builder.modules import ModuleTree
 from initramfs_builder.pack import Packing, Report, pack
@@ -76,10 +76,12 @@ def assemble_stage2(
     level: int = DEFAULT_LEVEL,
     shell: Path | None = None,
     hybrid: bool = False,
+    compression: Compression | None = None,
 ) -> Report:
     """Write boot/initrd.img (see pack), padded to 4 bytes so that layers can follow it.
 
-    The arguments are those of stage1.assemble, and so are the promises. ``hybrid`` adds what mounts a network layer.
+    The arguments are those of stage1.assemble, and so are the promises. ``hybrid`` adds what mounts a network layer;
+    ``compression`` is one that the kernel is known to unpack, where its configuration is not in ``kernel_tree``.
     Raises CapsulekitError also when the tree lacks a command, naming the packages that bring it.
     """
     boot = Tree(tree)
@@ -98,7 +100,7 @@ def assemble_stage2(
         add_shell(archive, folder)
         check_commands(archive, folder)
     kernel = ModuleTree(kernel_tree, release)
-    compression, remark = compression_for(kernel.tree, release)
+    compression, remark = (compression, None) if compression else compression_for(kernel.tree, release)
     with passing() as store:
         wanted = Modules(tuple(modules), beside=(boot,))
         firmware, remarks = add_modules(archive, kernel, wanted, modprobe_of(boot, programs.binaries), store, level)

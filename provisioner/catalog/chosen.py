@@ -88,6 +88,12 @@ def brought(
     return Brought(tuple(chosen), tuple(in_order(scripts)), tuple(data))
 
 
+def written(catalog: Catalog, active: Mapping[str, Iterable[str]], node: Node, state: str) -> frozenset[str]:
+    """The paths that the modules of a node may write in a state, as they say themselves; of unknown modules none."""
+    modules = (catalog.module(name) for name in nearest_roles(active, node, state))
+    return frozenset(write.path for one in modules if one and one.scripts_for(state) for write in one.writes)
+
+
 def in_order(scripts: Iterable[Script]) -> list[Script]:
     """Number order; scripts of one number by name, then by module."""
     return sorted(scripts, key=lambda script: (script.order, script.name, script.module))

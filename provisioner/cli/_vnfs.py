@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from capsulekit.errors import CapsulekitError
+from capsulekit.errors import CapsulekitError, UsageError
 
 if TYPE_CHECKING:
     from capsulekit.cli.main import Options
@@ -18,6 +18,18 @@ if TYPE_CHECKING:
     from provisioner.vnfs.store import Ask, VnfsStore
 
 DRY_RUN = click.option("--dry-run", is_flag=True, help="Check and say what would be done; change nothing.")
+
+
+def _text(_ctx: click.Context, param: click.Parameter, value: str) -> str:
+    """An option's text, which is kept in the registry. Raises UsageError for bytes that are no text."""
+    if any("\ud800" <= char <= "\udfff" for char in value):
+        raise UsageError(f"--{param.name} is no text in UTF-8")
+    return value
+
+
+MESSAGE = click.option(
+    "--message", "-m", metavar="TEXT", default="", callback=_text, help="Kept in the capsule's history."
+)
 ANSWERS = click.option(
     "--answers",
     "answers",
@@ -38,6 +50,14 @@ def opened_store(options: Options) -> Iterator[VnfsStore]:
         yield VnfsStore(options.paths, registry)
     finally:
         registry.close()
+
+
+def warn_of_edit(options: Options, name: str) -> None:
+    """After a capsule was changed: say when somebody has it mounted, whose umount will be refused now."""
+    from provisioner.vnfs.edits import warning
+
+    if text := warning(options.paths, name):
+        click.echo(f"WARNING: {text}", err=True)
 
 
 def asking(options: Options, file: Path | None) -> Ask:

@@ -28,4 +28,5 @@ def cli(options: Options, exports: tuple[str, ...], file: Path | None, reload: b
     changes = nfs.changes(options.paths, site, more, file or nfs.EXPORTS)
     if not dry_run:
         nfs.make_folder(options.paths)
-    write_files(options, changes, dry_run=dry_run, after=[nfs.AFTER], unit=nfs.UNIT if reload else "")
+    after = [nfs.AFTER, *([nfs.TWO_SERVERS] if site.nfs == "ganesha" else [])]
+    write_files(options, changes, dry_run=dry_run, after=after, unit=nfs.UNIT if reload else "")

@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 @click.group("vnfs", cls=Group)
 def cli() -> None:
-    """Installed capsules: import, configure, export, clone, verify and delete them."""
+    """Installed capsules: import, configure, export, clone, verify, roll back and delete them."""
 
 
 @cli.command(name="list")
 @click.argument("names", nargs=-1, shell_complete=capsule_names)
 @click.pass_obj
 def list_(options: Options, names: tuple[str, ...]) -> None:
-    """The names of the installed capsules; with -v also version, key, time, size, nodes and identity."""
+    """The names of the installed capsules; with -v also version, key, time, size, nodes, identity and edits."""
     with opened_store(options) as store:
         capsules, wrong = _chosen(store, names)
         rows = [_row(store, one) for one in capsules] if options.json or options.verbose else []
@@ -47,6 +47,9 @@ def list_(options: Options, names: tuple[str, ...]) -> None:
             size, nodes = f"{row['size'] / 1e6:.1f} MB", str(len(row["nodes"]))
             lines.append((row["name"], row["version"], row["key_id"], when, size, nodes, row["identity"]))
         click.echo(table([*columns, ("Identity", 64)], lines))
+        for row in rows:
+            if row["mounted"]:
+                click.echo(row["mounted"]["told"])
     else:
         for one in capsules:
             click.echo(one.name)
@@ -70,9 +73,11 @@ def _chosen(store: VnfsStore, names: Sequence[str]) -> tuple[list[InstalledCapsu
 
 
 def _row(store: VnfsStore, one: InstalledCapsule) -> dict[str, Any]:
-    """A capsule's row, its bytes in the store, and the nodes that boot it."""
+    """A capsule's row, its bytes in the store, the nodes that boot it, and by whom it is mounted for editing."""
     from dataclasses import asdict
 
+    from provisioner.vnfs.edits import mounted
     from provisioner.vnfs.remove import size_of
 
-    return {**asdict(one), "size": size_of(store, one), "nodes": store.registry.nodes_of_capsule(one.name)}
+    nodes, edit = store.registry.nodes_of_capsule(one.name), mounted(store.paths, one.name)
+    return {**asdict(one), "size": size_of(store, one), "nodes": nodes, "mounted": edit}

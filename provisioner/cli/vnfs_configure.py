@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from provisioner.cli._complete import capsule_names
-from provisioner.cli._vnfs import ANSWERS, DRY_RUN, asking, opened_store
+from provisioner.cli._vnfs import ANSWERS, DRY_RUN, asking, opened_store, warn_of_edit
 
 if TYPE_CHECKING:
     from capsulekit.cli.main import Options
@@ -33,3 +33,5 @@ def cli(options: Options, name: str, answers: Path | None, dry_run: bool) -> Non
     line = f"{done.capsule.name} {what} (identity={done.capsule.identity} key={done.capsule.key_id})"
     tell(options, [line], {"name": done.capsule.name, "identity": done.capsule.identity, "changed": done.changed,
                            "dry_run": dry_run})  # fmt: skip
+    if done.changed:
+        warn_of_edit(options, done.capsule.name)

@@ -130,11 +130,13 @@ def _report(options: Options, done: Imported | None, dry_run: bool) -> None:
         said = what if done.new else "is installed already: nothing to do"
         click.echo(f"{capsule.name} {said} (identity={capsule.identity} key={capsule.key_id})")
     if done.hybrid:
-        click.echo(
-            f"WARNING: {done.hybrid / 1e6:.1f} MB of {capsule.name} are in its hybrid layer, which this master "
-            "does not export: nodes will lack those paths",
-            err=True,
-        )
+        from provisioner.nfs.places import lacking
+
+        said = f"{done.hybrid / 1e6:.1f} MB of {capsule.name} are in its hybrid layer, which nodes mount by NFS"
+        if way_out := lacking(options.paths):
+            click.echo(f"WARNING: {said}, and this master can't export it yet: {way_out}", err=True)
+        elif not options.json and not options.quiet:
+            click.echo(said)
 
 
 def _progress(options: Options) -> Progress | None:

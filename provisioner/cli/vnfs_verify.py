@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 def cli(options: Options, names: tuple[str, ...]) -> None:
     """Check installed capsules, or capsule files, against their signatures; exit 3 when anything does not hold.
 
-    A word with a slash, or ending in .vnfs, is a file. The keys are those that the site trusts now, and its own.
+    A word with a slash, or ending in .vnfs, is a file. The keys are those that the site trusts now, and its own. Of an
+    installed capsule all generations are checked; what is not its author's is named.
     """
     from provisioner.cli._site import tell
 
@@ -41,7 +42,8 @@ def cli(options: Options, names: tuple[str, ...]) -> None:
                 wrong += [f"{name}: {line}" for line in record["wrong"]]
             else:
                 told = f"identity={record['identity']} key={record['key_id']}"
-                lines.append(f"OK {record['name']} {told} ({record['members']} members, {record['size'] / 1e6:.1f} MB)")
+                lines.append(f"OK {record['name']} {told} ({_counted(record)}, {record['size'] / 1e6:.1f} MB)")
+                lines += [f"   not its author's: {member}" for member in record.get("changed", ())]
     if records:
         tell(options, lines, {"checked": records})
         sys.stdout.flush()
@@ -52,13 +54,21 @@ def cli(options: Options, names: tuple[str, ...]) -> None:
         raise kind(first, hint=hint, details=tuple(more))
 
 
+def _counted(record: dict[str, Any]) -> str:
+    from provisioner.cli._site import count
+
+    members, generations = count(record["members"], "member"), record.get("generations", 1)
+    return members if generations == 1 else f"{members} of {count(generations, 'generation')}"
+
+
 def _installed(store: VnfsStore, name: str) -> dict[str, Any]:
     from provisioner.vnfs.check import check
 
     done = check(store, name)
     row = done.capsule
     return {"name": row.name, "identity": row.identity, "key_id": row.key_id, "members": done.members,
-            "size": done.size, "wrong": list(done.wrong)}  # fmt: skip
+            "size": done.size, "wrong": list(done.wrong), "generations": done.generations,
+            "changed": list(done.changed)}  # fmt: skip
 
 
 def _file(options: Options, path: Path) -> dict[str, Any]:

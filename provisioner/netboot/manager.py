@@ -127,8 +127,8 @@ class NetworkManager:
             "dhcp": self.config.dhcp,
             "networks": networks,
             "problems": list(self.problems),
-            "dnsmasq": _status(self.dnsmasq),
-            "resolver": _status(self.resolver),
+            "dnsmasq": self.dnsmasq.status(),
+            "resolver": self.resolver.status(),
         }
 
     # --- the files
@@ -284,12 +284,6 @@ class NetworkManager:
             if problem not in self.problems:
                 self.log("warning", message=problem)
         self.problems = problems
-
-
-def _status(process: Dnsmasq) -> dict[str, Any]:
-    return {
-        "pid": process.pid, "restarts": process.restarts, "died": process.died, "last_words": process.last_words,
-    }  # fmt: skip
 
 
 def _networks(paths: SitePaths, config: SiteConfig) -> tuple[Network, ...]:

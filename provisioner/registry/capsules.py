@@ -3,39 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from typing import Any
 
 from capsulekit.errors import CapsulekitError
-from provisioner.registry.db import Database
-from provisioner.registry.model import InstalledCapsule
-
-COLUMNS = ", ".join(f.name for f in fields(InstalledCapsule))
+from provisioner.registry.generations import COLUMNS, Generations, put_capsule
+from provisioner.registry.model import InstalledCapsule, Past
 
 
-class Capsules:
+class Capsules(Generations):
     """The part of the registry that knows the installed capsules."""
 
-    db: Database
-
     def add_capsule(self, capsule: InstalledCapsule) -> None:
-        """Record a capsule; the row of the same name, if any, is replaced."""
-        values = asdict(capsule)
-        news = ", ".join(f"{name} = excluded.{name}" for name in values)
-        marks = ", ".join("?" * len(values))
+        """Record a capsule; the row of the same name, if any, is replaced, and its history begins anew.
+
+        Of the same identity only the row is replaced. Whoever changes a capsule appends to its history instead: see
+        switch_capsule.
+        """
         with self.db.write() as con:
-            con.execute(
-                f"INSERT INTO capsules ({COLUMNS}) VALUES ({marks}) ON CONFLICT (name) DO UPDATE SET {news}",  # noqa: S608
-                tuple(values.values()),
-            )
+            last = "SELECT identity FROM generations WHERE capsule = ? ORDER BY number DESC LIMIT 1"
+            known = con.execute(last, (capsule.name,)).fetchone()
+            put_capsule(con, capsule)
+            if known is None or known["identity"] != capsule.identity:
+                con.execute("DELETE FROM generations WHERE capsule = ?", (capsule.name,))
+                self.append_past(con, capsule.name, Past(capsule.identity, "import", time=capsule.imported))
 
     def capsule(self, name: str) -> InstalledCapsule | None:
         """The capsule installed under exactly this name."""
-        return next((c for c in self.capsules() if c.name == name), None)
+        rows = self.db.rows(f"SELECT {COLUMNS} FROM capsules WHERE name = ?", (name,))  # noqa: S608
+        return next((_capsule(row) for row in rows), None)
 
     def capsules(self) -> list[InstalledCapsule]:
         """Every installed capsule, by name."""
         rows = self.db.rows(f"SELECT {COLUMNS} FROM capsules ORDER BY name")  # noqa: S608
-        return [InstalledCapsule(**{**row, "private": bool(row["private"])}) for row in rows]
+        return [_capsule(row) for row in rows]
 
     def find_capsule(self, name: str) -> InstalledCapsule:
         """The capsule of this installed name, or of NAME-VERSION.ARCH when NAME alone is unambiguous.
@@ -58,6 +58,11 @@ class Capsules:
                     raise CapsulekitError(f"capsule {name} is booted by {count} of the nodes")
                 if con.execute("DELETE FROM capsules WHERE name = ?", (name,)).rowcount == 0:
                     raise CapsulekitError(f"no capsule {name!r} is installed", hint="see: capsulekit vnfs list")
+                con.execute("DELETE FROM generations WHERE capsule = ?", (name,))
+
+
+def _capsule(row: Any) -> InstalledCapsule:
+    return InstalledCapsule(**{**row, "private": bool(row["private"])})
 
 
 def find_capsule(installed: Sequence[InstalledCapsule], name: str) -> InstalledCapsule:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -61,3 +63,23 @@ class InstalledCapsule:
     arch: str
     imported: float
     private: bool = False
+
+
+@dataclass(frozen=True)
+class Past:
+    """A line of a capsule's history. ``number`` counts from 1 per capsule, the last line is what nodes boot.
+
+    ``parent`` is the identity that was current when this one was made or gone back to, "" for an import; ``kind`` one
+    of import, configure, edit, flatten, rollback, kernel, rebuild, clone. ``time`` and ``gone`` are epoch seconds.
+    """
+
+    identity: str
+    kind: str
+    parent: str = ""
+    message: str = ""
+    changes: Mapping[str, Any] = field(default_factory=dict)  # as capsulekit.edit.changes.Changes.summary gives it
+    who: str = ""
+    time: float = 0.0
+    capsule: str = ""
+    number: int = 0
+    gone: float | None = None  # when the generation was deleted, None while it is kept

@@ -26,7 +26,7 @@ _LIST = ", ".join(f'"{c}"' for c in COLUMNS)
 _INSERT = f"INSERT INTO nodes ({_LIST}) VALUES ({', '.join('?' * len(COLUMNS))})"  # noqa: S608 - our own columns
 _ENABLED, _ACCEPTED = COLUMNS.index("enabled"), COLUMNS.index("accepted")
 # What goes with a node, beside its devices.
-_OF_NODES = ("events", "tickets", "sessions", "leases", "node_attributes", "booted")
+_OF_NODES = ("events", "tickets", "sessions", "leases", "node_attributes", "booted", "trees", "tree_lists")
 
 
 class DuplicateNode(CapsulekitError):
@@ -185,8 +185,8 @@ class Nodes(Capsules, Attributes):
                     con.execute(f"DELETE FROM {table} WHERE nodeid = ?", (new,))  # noqa: S608 - the two above
                 self._log(con, "deleted", other.name, "", nodeid=new, hostname=other.hostname)
             forget_devices(con, [old])
-            for table in ("tickets", "sessions", "leases", "booted"):
-                con.execute(f"DELETE FROM {table} WHERE nodeid = ?", (old,))  # noqa: S608 - the four above
+            for table in ("tickets", "sessions", "leases", "booted", "trees", "tree_lists"):
+                con.execute(f"DELETE FROM {table} WHERE nodeid = ?", (old,))  # noqa: S608 - the six above
             con.execute(
                 "UPDATE nodes SET nodeid = ?, status = ?, status_time = ?, ipaddr = ?, lastcontact = ?, error = ?"
                 " WHERE nodeid = ?",

@@ -40,6 +40,7 @@ _WORDS = (
     (r"\bINTEGER\b", "BIGINT"),
     (r"\bREAL\b", "DOUBLE PRECISION"),
     (r"\bTEXT\b", 'TEXT COLLATE "C"'),
+    (r"\binstr\(", "strpos("),
 )
 _HINTS = {
     "password|authentication|no pg_hba": PASSFILE_HINT,

@@ -15,12 +15,13 @@ from provisioner.registry.nodes import DuplicateNode, Nodes
 from provisioner.registry.reports import Reports
 from provisioner.registry.roles import Roles
 from provisioner.registry.tickets import Tickets
+from provisioner.registry.trees import Trees
 from provisioner.siteconf import NotInitialised, check_attributes, read_site, registry_place, site_file
 
 __all__ = ["DuplicateNode", "Registry", "open_registry"]
 
 
-class Registry(Nodes, Groups, Devices, Reports, BootedPlans, Leases, Roles, Tickets):
+class Registry(Nodes, Groups, Devices, Reports, BootedPlans, Leases, Roles, Tickets, Trees):
     """One registry. Safe to share between threads and processes; every write is one transaction of the only writer."""
 
     def __init__(self, place: Path | str) -> None:

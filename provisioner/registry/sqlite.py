@@ -125,16 +125,17 @@ def file_system_type(path: Path, mounts: Path = Path("/proc/self/mountinfo")) ->
     real = os.path.realpath(path)
     best, kind = "", ""
     try:
-        lines = mounts.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+        # Only line breaks and blanks are escaped in names: a user may have mounted something at "a\rb".
+        lines = os.fsdecode(mounts.read_bytes()).split("\n")[:-1]
     except OSError:
         return ""
     for line in lines:
         # proc(5): "36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw"; blanks in paths are octal.
         left, _, right = line.partition(" - ")
-        point = left.split()[4]
+        point = left.split(" ")[4]
         if "\\" in point:
             point = re.sub(r"\\([0-7]{3})", lambda m: chr(int(m[1], 8)), point)
         # Later lines are mounted over earlier ones, hence >=.
         if (real + "/").startswith(point.rstrip("/") + "/") and len(point) >= len(best):
-            best, kind = point, right.split()[0]
+            best, kind = point, right.split(" ")[0]
     return kind

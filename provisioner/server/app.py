@@ -21,16 +21,20 @@ from provisioner.devices import MOST_BYTES, parse_devices
 from provisioner.netboot import stage1
 from provisioner.netboot.ipxe import boot_script, refusing_script
 from provisioner.registry.names import parse_mac
+from provisioner.registry.trees import pack_tree
 from provisioner.server import blobs, tickets
 from provisioner.server.askers import AskRefused
 from provisioner.server.context import MAC, SITE, Site
 from provisioner.server.desk import UnknownNode
 from provisioner.server.log import log
+from provisioner.trees import report as trees
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 MOST_BODY = 64 * 1024  # bytes
 BOOT_STATES = ("init", "handoff")
 NO_STORE = {"Cache-Control": "no-store"}
+TREE_SECONDS = 60.0
+TREE_HEADER = "Capsulekit-Tree"  # of an answer to ready: "wanted" when the node's list of files is not here
 
 
 async def boot_ipxe(request: web.Request) -> web.StreamResponse:
@@ -131,10 +135,13 @@ async def state(request: web.Request) -> web.StreamResponse:
     if name not in BOOT_STATES:
         plan, wrong = await _state_plan(site, mac, name)
         kept, error = ("failed", wrong) if wrong and not error else (kept, error)
-    await site.writes.do(site.desk.report, mac, kept, addr, error, uptime, memory)
+    tree = form.get("tree", "") if name == "ready" else ""
+    if tree and not re.fullmatch(r"[0-9a-f]{64}", tree):
+        raise web.HTTPBadRequest(text="tree must be a sha256 in hex\n")
+    wanted = await site.writes.do(site.desk.report, mac, kept, addr, error, uptime, memory, tree)
     site.count("states", state=kept)
     log("state", mac=mac, addr=addr, state=kept, error=error or None)
-    return web.Response(text=plan, headers=NO_STORE)
+    return web.Response(text=plan, headers={**NO_STORE, **({TREE_HEADER: "wanted"} if wanted else {})})
 
 
 async def progress(request: web.Request) -> web.StreamResponse:
@@ -154,22 +161,58 @@ async def progress(request: web.Request) -> web.StreamResponse:
 async def devices(request: web.Request) -> web.StreamResponse:
     """POST /v1/devices: what the node is made of, in place of what it said before."""
     site, mac = request.app[SITE], request[MAC]
-    if request.content_type != "text/plain":
-        raise web.HTTPUnsupportedMediaType(text="the body must be text/plain\n")
-    body = bytearray()
-    async for piece in request.content.iter_chunked(MOST_BODY):
-        body += piece
-        if len(body) > MOST_BYTES:
-            text = f"the list of devices is longer than {MOST_BYTES} bytes\n"
-            raise web.HTTPRequestEntityTooLarge(MOST_BYTES, len(body), text=text)
+    body = await _plain_text(request, MOST_BYTES, "the list of devices")
     try:
-        found = await asyncio.to_thread(parse_devices, bytes(body))
+        found = await asyncio.to_thread(parse_devices, body)
     except CapsulekitError as wrong:
         raise web.HTTPBadRequest(text=f"{wrong.message}\n") from wrong
     await site.writes.do(site.desk.devices, mac, found)
     site.count("device_lists")
     log("devices", mac=mac, kinds=len(found), without_driver=sum(d.is_network and not d.driver for d in found))
     return web.Response(text="ok\n")
+
+
+async def tree(request: web.Request) -> web.StreamResponse:
+    """POST /v1/tree: what differs on the node from its capsule, in place of what it said before."""
+    site, mac = request.app[SITE], request[MAC]
+    if mac in site.sending:  # or one node could keep all others waiting
+        raise web.HTTPTooManyRequests(text="the list of files is being sent already\n")
+    site.sending.add(mac)
+    try:
+        found = await _kept_tree(request, site, mac)
+    finally:
+        site.sending.discard(mac)
+    site.count("trees")
+    log("tree", mac=mac, node=len(found.node), upper=len(found.upper), cut=found.cut)
+    return web.Response(text="ok\n")
+
+
+async def _kept_tree(request: web.Request, site: Site, mac: str) -> trees.NodeTree:
+    async with site.trees:  # each may be megabytes
+        try:
+            async with asyncio.timeout(TREE_SECONDS):  # others wait for their turn
+                body = await _plain_text(request, trees.MOST_BYTES, "the list of files")
+        except TimeoutError as slow:
+            raise web.HTTPRequestTimeout(text="the list of files took too long\n") from slow
+        try:
+            found = await asyncio.to_thread(trees.parse_report, body)
+        except CapsulekitError as wrong:
+            log("tree-refused", mac=mac, message=wrong.message)
+            raise web.HTTPBadRequest(text=f"{wrong.message}\n") from wrong
+        await site.writes.do(site.desk.tree, mac, await asyncio.to_thread(pack_tree, body))
+    return found
+
+
+async def _plain_text(request: web.Request, most: int, what: str) -> bytes:
+    """The body, of ``most`` bytes at most."""
+    if request.content_type != "text/plain":
+        raise web.HTTPUnsupportedMediaType(text="the body must be text/plain\n")
+    body = bytearray()
+    async for piece in request.content.iter_chunked(MOST_BODY):
+        body += piece
+        if len(body) > most:
+            raise web.HTTPRequestEntityTooLarge(most, len(body), text=f"{what} is longer than {most} bytes\n")
+    return bytes(body)
 
 
 async def healthz(request: web.Request) -> web.StreamResponse:
@@ -208,6 +251,7 @@ ROUTES = (
     Route("POST", "/v1/state/{state}", state, TLS, session=True),
     Route("POST", "/v1/progress", progress, TLS, session=True),
     Route("POST", "/v1/devices", devices, TLS, session=True),
+    Route("POST", "/v1/tree", tree, TLS, session=True),
     Route("GET", "/v1/scripts/{sha256}", blobs.script, TLS, session=True),
     Route("GET", "/v1/blobs/{sha256}", blobs.private_blob, TLS, session=True),
     Route("GET", "/blobs/{sha256}", blobs.public_blob, PLAIN | TLS),

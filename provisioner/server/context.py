@@ -38,6 +38,10 @@ class Site:
     hold: float = HOLD_SECONDS
     poll: float = POLL_SECONDS
 
+    # Lists of files that are being read: each may be megabytes. And whose: a node sends one at a time.
+    trees: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(8))
+    sending: set[str] = field(default_factory=set)
+
     def __post_init__(self) -> None:
         registry = self.desk.registry
         self.writes = Writes(registry.db)

@@ -26,6 +26,7 @@ from provisioner.netboot.leases import LeaseFile
 from provisioner.netboot.manager import NetworkManager
 from provisioner.netboot.siteimg import SiteImage
 from provisioner.netboot.stage1 import require_stage1
+from provisioner.nfs.manager import NfsManager
 from provisioner.registry.history import Actor
 from provisioner.registry.registry import open_registry
 from provisioner.server.app import AccessLog, make_app
@@ -66,7 +67,7 @@ async def _serve(paths: SitePaths, ready_file: Path | None) -> None:
         if not starting.done():
             starting.cancel()
         with suppress(asyncio.CancelledError):
-            record = Record(paths, await starting)
+            record = Record(paths, *await starting)
             stack.callback(record.remove)
             _keep_running(stack, record.keep(), record.answer(hup, _notify))
             _say_ready(ready_file)
@@ -79,7 +80,7 @@ async def _serve(paths: SitePaths, ready_file: Path | None) -> None:
     log("stopped")
 
 
-async def _start(paths: SitePaths, stack: AsyncExitStack) -> NetworkManager:
+async def _start(paths: SitePaths, stack: AsyncExitStack) -> tuple[NetworkManager, NfsManager]:
     """Bring up everything; what is up is taken down by ``stack``, also when a later part fails."""
     config = load_site(paths)
     registry = open_registry(paths)
@@ -87,6 +88,7 @@ async def _start(paths: SitePaths, stack: AsyncExitStack) -> NetworkManager:
     registry.db.log = log
     stack.callback(registry.close)
     desk = Desk(paths, config, registry, site_catalog(paths), VnfsStore(paths, registry))
+    nfs = NfsManager(paths, config, registry, desk.store, log)
     site = Site(desk, SiteImage(paths, config))
     require_address(config.interface, config.ip)
     arches = require_stage1(paths)
@@ -99,6 +101,7 @@ async def _start(paths: SitePaths, stack: AsyncExitStack) -> NetworkManager:
 
     def settle(config: SiteConfig) -> None:
         site.desk.config = site.image.config = config
+        nfs.settle(config)
 
     manager = NetworkManager(paths, config, registry, log, settle, wake=site.joined)
     leases = LeaseFile(manager.folder / "leases")
@@ -113,12 +116,13 @@ async def _start(paths: SitePaths, stack: AsyncExitStack) -> NetworkManager:
     await _listen(stack, site, "tls", config.tls_port, context)
     stack.push_async_callback(manager.stop)
     await manager.start()
-    _keep_running(stack, manager.run())
+    stack.push_async_callback(nfs.stop)
+    _keep_running(stack, manager.run(), nfs.run())
     # Last in, first out: the waiting requests are sent home before the sockets close.
     stack.callback(site.stopping.set)
     ports = {"http": f"{config.host}:{config.http_port}", "tls": f"{config.host}:{config.tls_port}"}
     log("ready", **ports, stage1=",".join(arches), dnsmasq_pid=manager.dnsmasq.pid, resolver_pid=manager.resolver.pid)
-    return manager
+    return manager, nfs
 
 
 def _keep_running(stack: AsyncExitStack, *works: Coroutine[object, object, None]) -> None:

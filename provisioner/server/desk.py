@@ -13,12 +13,15 @@ from provisioner.catalog import Catalog, Script
 from provisioner.catalog.chosen import OWN, Brought, Context, brought, in_order
 from provisioner.devices import Device
 from provisioner.drift import outline
+from provisioner.nfs import places
 from provisioner.registry.capsules import find_capsule
 from provisioner.registry.defaults import load_defaults
 from provisioner.registry.model import InstalledCapsule, Node
 from provisioner.registry.registry import DuplicateNode, Registry
+from provisioner.registry.trees import PackedTree
 from provisioner.server.plan import (
     CapsuleView,
+    fetched,
     is_private,
     make_plan,
     make_state_plan,
@@ -27,9 +30,11 @@ from provisioner.server.plan import (
     wait_reason,
 )
 from provisioner.siteconf import SiteConfig
+from provisioner.vnfs.edits import Edits
 from provisioner.vnfs.store import VnfsStore
 
 MOST_VIEWS = 32
+HAND_OUTS = 3  # tries for a plan whose capsule changes meanwhile
 NODES_SECONDS = 2.0  # how old the list of nodes may be that modules write about
 
 
@@ -49,8 +54,13 @@ class Desk:
     registry: Registry
     catalog: Catalog
     store: VnfsStore
+    edits: Edits = field(init=False)
     _views: dict[str, CapsuleView] = field(default_factory=dict)
+    _members: dict[str, frozenset[str]] = field(default_factory=dict)
     _all: tuple[float, Sequence[Node]] = (float("-inf"), ())
+
+    def __post_init__(self) -> None:
+        self.edits = Edits(self.paths)
 
     def join(self, mac: str) -> Node | None:
         """Register an unknown MAC as the site's policy says; the new node, or None when it was known.
@@ -69,15 +79,31 @@ class Desk:
             raise
 
     def must_wait(self, mac: str) -> str:
-        """Why a node must wait (see wait_reason), or "". Raises UnknownNode."""
-        node = self._node(mac)
-        return wait_reason(node, self.capsule_of(node))
+        """Why a node must wait to boot (see waits), or "". Raises UnknownNode."""
+        return self.waits(self._node(mac))
+
+    def waits(self, node: Node) -> str:
+        """Why a node may not boot now: see wait_reason, or ``capsule-mounted`` and a sentence about who edits it."""
+        capsule = self.capsule_of(node)
+        reason = wait_reason(node, capsule)
+        # One that is under way already, or up, goes on with the generation that it has.
+        return reason if reason or capsule is None else self.edits.wait_reason(capsule.name)
 
     def report(
-        self, mac: str, state: str, addr: str, detail: str = "", seconds: float | None = None, mem_kb: int | None = None
-    ) -> None:
-        """Record that a node entered a state. ``seconds`` is its uptime. Raises UnknownNode."""
+        self, mac: str, state: str, addr: str, detail: str = "", seconds: float | None = None,
+        mem_kb: int | None = None, tree: str = "",
+    ) -> bool:  # fmt: skip
+        """Record that a node entered a state. ``seconds`` is its uptime, ``tree`` the digest of its list of files.
+
+        True: the list itself is wanted. Raises UnknownNode.
+        """
         if not self.registry.record_state(mac, state, addr, detail, seconds=seconds, mem_used_kb=mem_kb):
+            raise UnknownNode(mac)
+        return bool(tree) and not self.registry.tree_seen(mac, tree)
+
+    def tree(self, mac: str, data: PackedTree) -> None:
+        """Keep what a node says of its files, which was checked. Raises UnknownNode."""
+        if not self.registry.record_tree(mac, data):
             raise UnknownNode(mac)
 
     def progress(
@@ -95,21 +121,34 @@ class Desk:
     def plan(self, mac: str) -> str:
         """The node's plan. Raises UnknownNode, or CapsulekitError when its capsule is not what was imported."""
         node = self._node(mac)
-        capsule = self.capsule_of(node)
-        if capsule is None:
-            raise CapsulekitError(f"capsule {node.vnfs!r} is not installed")
-        found = self._brought(node, "init", capsule)
-        kargs = (self.config.kargs, self.registry.group_kargs(node.groupname))
-        return make_plan(
-            node, self._view(capsule), found.scripts, found.data,
-            site_kargs=" ".join(text for text in kargs if text), now=time.time(), mirrors=self.config.mirror_urls,
-        )  # fmt: skip
+        return self._plan(node, self._installed(node))
 
     def hand_out(self, mac: str) -> str:
-        """The plan of a node that boots by it now: what `node drift` compares later ones with. Raises as plan does."""
-        plan = self.plan(mac)
-        self.registry.record_booted(mac, outline(plan))
-        return plan
+        """The plan of a node that boots by it now: what `node drift` compares later ones with. Raises as plan does.
+
+        What it names stays in the store until the node gets another one. A generation that somebody deletes just now
+        has either left the registry here, or its deletion sees what was recorded (provisioner/vnfs/remove.py).
+        """
+        for _ in range(HAND_OUTS):
+            node = self._node(mac)
+            capsule = self._installed(node)
+            plan = self._plan(node, capsule)
+            self.registry.record_booted(mac, outline(plan))
+            now = self.registry.capsule(capsule.name)
+            if now is not None and now.identity == capsule.identity:
+                return plan
+        raise CapsulekitError(f"capsule {node.vnfs!r} is being changed", hint="ask again in a moment")
+
+    def _plan(self, node: Node, capsule: InstalledCapsule) -> str:
+        found = self._brought(node, "init", capsule)
+        kargs = (self.config.kargs, self.registry.group_kargs(node.groupname))
+        view = self._view(capsule)
+        return make_plan(
+            node, view, found.scripts, found.data,
+            site_kargs=" ".join(text for text in kargs if text), now=time.time(), mirrors=self.config.mirror_urls,
+            hybrid=places.layer_export(self.paths, self.config, view.hybrid) if view.hybrid else "",
+            nfs=places.blobs_export(self.paths, self.config),
+        )  # fmt: skip
 
     def state_plan(self, mac: str, state: str) -> str:
         """What a running node does in a state: ``ok`` when that is nothing. Raises UnknownNode, or CapsulekitError."""
@@ -161,13 +200,33 @@ class Desk:
         return None
 
     def private_blob(self, mac: str, sha256: str) -> Path | None:
-        """A member of the node's own capsule, private or not, or None. Raises UnknownNode."""
+        """A member of the capsule that the node was told to boot last, or would boot now, private or not; or None.
+
+        So what a node has begun to fetch it can fetch to the end, whatever became of the capsule. Raises UnknownNode.
+        """
         node = self._node(mac)
-        capsule = self.capsule_of(node)
-        if capsule is None or wait_reason(node, capsule):
+        if not node.accepted or not node.enabled:
             return None
-        members = {f.sha256 for f in self._view(capsule).files}
+        handed = self.registry.handed_to(mac)
+        if handed is not None and sha256 in self._fetched(*handed):
+            return self.store.blob(sha256)
+        capsule = self.capsule_of(node)
+        members = {f.sha256 for f in self._view(capsule).files} if capsule else ()
         return self.store.blob(sha256) if sha256 in members else None
+
+    def _fetched(self, name: str, identity: str) -> frozenset[str]:
+        """The digests that a plan of this generation names; none when it is gone."""
+        known = self._members.get(identity)
+        if known is None:
+            try:
+                told, digests = self.store.manifest(name, identity), self.store.digests(name, identity)
+            except CapsulekitError:
+                return frozenset()
+            known = frozenset(digests[member] for member in fetched(told))
+            while len(self._members) >= MOST_VIEWS:
+                self._members.pop(next(iter(self._members)), None)
+            self._members[identity] = known
+        return known
 
     def public_blob(self, sha256: str) -> Path | None:
         """A member that anybody may have, or None: there is none, or it is private. The two are not told apart."""
@@ -178,11 +237,12 @@ class Desk:
             return None
 
     def sums(self, identity: str, name: str) -> Path | None:
-        """SHA256SUMS or its signature, of an installed capsule."""
+        """SHA256SUMS or its signature, of what an installed capsule is, or some node was told to boot last."""
         for capsule in self.registry.capsules():
             if capsule.identity == identity:
-                return self.store.folder(capsule.name) / name
-        return None
+                return self.store.generation(capsule.name, identity) / name
+        handed = self.registry.handed_name(identity)
+        return self.store.generation(handed, identity) / name if handed else None
 
     def _node(self, mac: str) -> Node:
         node = self.registry.node(mac)
@@ -229,10 +289,13 @@ class Desk:
 
     def view_of(self, node: Node) -> CapsuleView:
         """The capsule that a node would boot. Raises CapsulekitError when it has none."""
+        return self._view(self._installed(node))
+
+    def _installed(self, node: Node) -> InstalledCapsule:
         capsule = self.capsule_of(node)
         if capsule is None:
             raise CapsulekitError(f"capsule {node.vnfs!r} is not installed")
-        return self._view(capsule)
+        return capsule
 
     def _view(self, capsule: InstalledCapsule) -> CapsuleView:
         view = self._views.get(capsule.identity)

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from capsulekit.capsule.manifest import MEMBER, Manifest
+from capsulekit.capsule.manifest import HYBRID, MEMBER, Manifest
 from capsulekit.errors import CapsulekitError
 from provisioner.catalog import DataFile, Script
 from provisioner.registry.model import InstalledCapsule, Node
@@ -30,6 +30,8 @@ class CapsuleView:
     files: tuple[StoredMember, ...]
     # The capsule's own scripts for states after init: no part of a boot plan, the agent fetches them.
     later: tuple[StoredMember, ...] = ()
+    # Hex sha256 of its hybrid layer, "" where it has none.
+    hybrid: str = ""
 
 
 def is_private(blob: Path) -> bool:
@@ -50,16 +52,25 @@ def wait_reason(node: Node, capsule: InstalledCapsule | None) -> str:
 
 def view_capsule(store: VnfsStore, installed: InstalledCapsule) -> CapsuleView:
     """What nodes fetch of an installed capsule. Raises CapsulekitError when the store lost or changed a part of it."""
-    manifest = store.manifest(installed.name)
-    members = {member.name: member for member in store.members(installed.name)}
+    manifest = store.manifest(installed.name, installed.identity)
+    members = {member.name: member for member in store.members(installed.name, installed.identity)}
+    wanted = fetched(manifest)
+    later = [path for path in sorted(manifest.provision) if path not in wanted]
+    return CapsuleView(
+        installed,
+        manifest,
+        tuple(members[path] for path in wanted),
+        tuple(members[path] for path in later),
+        members[HYBRID].sha256 if HYBRID in members else "",
+    )
+
+
+def fetched(manifest: Manifest) -> list[str]:
+    """The members that a plan names: what a node fetches to boot."""
     wanted = [*BOOT]
     for layer in manifest.layers:
         wanted += [layer.path] if layer.acl is None else [layer.path, layer.acl]
-    wanted += provision_scripts(manifest, "init")
-    later = [path for path in sorted(manifest.provision) if path not in wanted]
-    return CapsuleView(
-        installed, manifest, tuple(members[path] for path in wanted), tuple(members[path] for path in later)
-    )
+    return wanted + provision_scripts(manifest, "init")
 
 
 def provision_scripts(manifest: Manifest, state: str) -> list[str]:
@@ -77,13 +88,18 @@ def make_plan(
     site_kargs: str,
     now: float,
     mirrors: Sequence[str] = (),
+    hybrid: str = "",
+    nfs: str = "",
 ) -> str:
     """The plan's text. Pure: the same arguments give the same bytes. ``now`` is epoch seconds,
-    ``mirrors`` are base URLs (see siteconf.is_mirror).
+    ``mirrors`` are base URLs (see siteconf.is_mirror). ``hybrid`` is the export with the capsule's hybrid layer,
+    ``nfs`` the one with public files (HOST:/PATH, see nfs.places), "" where there is none.
 
     Raises CapsulekitError when a value would break the line format (the registry and the manifest check theirs).
     """
-    kargs = " ".join(text for text in (capsule.manifest.cmdline, site_kargs, node.kargs) if text)
+    # The last word of a name counts: what the admin sets by hand goes over ours.
+    network = f"ck.hybrid=nfs4:{hybrid}" if hybrid else ""
+    kargs = " ".join(text for text in (network, capsule.manifest.cmdline, site_kargs, node.kargs) if text)
     lines = [
         _line("plan", VERSION),
         _line("nodeid", node.nodeid),
@@ -99,6 +115,7 @@ def make_plan(
         _line("debug", node.debug),
         _line("init", capsule.manifest.init),
         _rest("kargs", kargs),
+        *([_line("nfs", nfs)] if nfs else []),
         *(_line("mirror", url) for url in mirrors),
         *(_line("file", f.name, f.sha256, f.size, "private" if f.private else "public") for f in capsule.files),
         *(_line("layer", layer.path, layer.unpacked) for layer in capsule.manifest.layers),

@@ -12,7 +12,7 @@ from provisioner.catalog.config import settings
 from provisioner.catalog.model import Module, Script
 from provisioner.registry.model import Node
 from provisioner.server.desk import Desk
-from provisioner.server.plan import own_scripts, provision_scripts, wait_reason
+from provisioner.server.plan import own_scripts, provision_scripts
 
 # crypt(5): $id$… in the second field, or anywhere in a line.
 _HASH = re.compile(rb"\$(?:[0-9a-z]{1,10})\$[!-9;-~]+")
@@ -66,7 +66,7 @@ def preview(desk: Desk, node: Node, only: str = "") -> Preview:
         if scripts:
             files = tuple(f for f in _files(context, found, node, state) if only in ("", f.module))
             states.append(StatePreview(state, scripts, roles, files))
-    return Preview(node, wait_reason(node, capsule), tuple(states))
+    return Preview(node, desk.waits(node), tuple(states))
 
 
 def _own(desk: Desk, node: Node, state: str) -> Iterator[Script]:

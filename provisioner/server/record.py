@@ -20,6 +20,7 @@ from capsulekit.sitepaths import SitePaths
 
 if TYPE_CHECKING:
     from provisioner.netboot.manager import NetworkManager
+    from provisioner.nfs.manager import NfsManager
 
 ANSWER_SECONDS = 60.0
 KEEP_SECONDS = 0.5  # how soon a changed state, such as a crash of dnsmasq, is in the record
@@ -43,6 +44,7 @@ class Record:
 
     paths: SitePaths
     manager: NetworkManager
+    nfs: NfsManager
     since: float = field(default_factory=time.time)
     reloads: int = 0
     error: str = ""  # why the last reload was refused, "" when it was not
@@ -80,6 +82,7 @@ class Record:
         """Write what changed since the last time. From any thread: an older look never comes after a newer one."""
         with self._lock:
             now = self.manager.status() | {
+                "nfs": self.nfs.status(),
                 "reloads": self.reloads, "reload_error": self.error, "reload_hint": self.hint, "reload_done": self.done,
             }  # fmt: skip
             if now != self._written:
@@ -163,9 +166,22 @@ def status_lines(record: Mapping[str, Any]) -> list[str]:
         where = f"on {net['interface']}" if net["interface"] else "through a relay"
         pool = f", {net['first']}-{net['last']} for new machines" if net["first"] else ""
         lines.append(f"Network: {net['name']} {net['network']} {where}{pool}")
+    lines += _nfs_lines(record["nfs"])
     if record["reload_error"]:
         lines.append(f"Reload: refused: {record['reload_error']}")
     return lines + [f"Problem: {problem}" for problem in record["problems"]]
+
+
+def _nfs_lines(nfs: Mapping[str, Any]) -> list[str]:
+    """What is exported, and by whom."""
+    server = {"ganesha": "nfs-ganesha", "kernel": "the kernel's server"}.get(nfs["server"], "off")
+    if nfs["ganesha"]:
+        server += f" {_process(nfs['ganesha'])}"
+    number = len(nfs["exports"])
+    lines = [f"NFS: {server}, {number} hybrid layer{'' if number == 1 else 's'} exported"]
+    if nfs["transfer"]:
+        lines.append(f"Transfer: by NFS from {nfs['transfer']}, {nfs['offered']} files")
+    return lines + [f"Problem: {problem}" for problem in nfs["problems"]]
 
 
 def _process(keeper: Mapping[str, Any]) -> str:

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from uuid import NAMESPACE_URL, UUID, uuid5
 
 from capsulekit.errors import CapsulekitError, UsageError
+from capsulekit.files import atomic_write
+from capsulekit.run import run
 from capsulekit.sitepaths import SitePaths
 from provisioner.siteconf import SiteConfig
 from provisioner.sitefiles import Change, block, outside_block
 
 EXPORTS = Path("/etc/exports")
+# Files of their own beside it (exports(5)): those of `serve`, one for each address that a master here has.
+EXPORTS_D = Path("/etc/exports.d")
 UNIT = "nfs-server"
 AFTER = "To make it hold: exportfs -ra (or the same command with --reload)"
+
+TWO_SERVERS = (
+    'It can\'t share its port with nfs-ganesha, which serve starts for hybrid capsules: set nfs = "kernel" in site.toml'
+)
 
 
 @dataclass(frozen=True)
@@ -73,3 +84,43 @@ def changes(
 def make_folder(paths: SitePaths) -> None:
     """Make the folder that is exported; exportfs refuses one that is not there."""
     public_folder(paths).mkdir(mode=0o755, parents=True, exist_ok=True)
+
+
+def layer_line(folder: Path, clients: Sequence[str], name: str) -> str:
+    """An exports(5) line for what nodes read of this master, by nobody, and only what everybody may read.
+
+    ``name`` gives the file system its number, so that handles survive a restart and another mount: the 32 hex digits of
+    a layer, or a word. Raises CapsulekitError for a folder that exports(5) can't hold.
+    """
+    if re.search(r'[\s#"\\]', str(folder)) or not str(folder).isprintable():
+        raise CapsulekitError(f"exports(5) can't hold the path {str(folder)!r}", hint="move the state folder elsewhere")
+    number = UUID(hex=name) if re.fullmatch(r"[0-9a-f]{32}", name) else uuid5(NAMESPACE_URL, f"capsulekit:{name}")
+    options = f"ro,all_squash,no_subtree_check,sec=sys,fsid={number}"
+    return f"{folder} " + " ".join(f"{client}({options})" for client in clients)
+
+
+def export_layers(address: str, lines: Sequence[str], folder: Path = EXPORTS_D) -> None:
+    """Have the kernel's server export these lines for the master of this address, and no others of its.
+
+    What others export is not touched. Raises CapsulekitError when exportfs is missing or refuses.
+    """
+    file = folder / f"capsulekit-{address.replace(':', '_')}.exports"
+    text = "".join(f"{line}\n" for line in ("# Made by capsulekit serve; changes are overwritten.", *lines))
+    if not lines and not file.exists():
+        return
+    if package := kernel_missing():
+        raise CapsulekitError(
+            "exportfs is not installed; it is needed to export by the kernel's NFS server", hint=package
+        )
+    if lines:
+        folder.mkdir(mode=0o755, exist_ok=True)
+        atomic_write(file, text.encode())
+    else:
+        file.unlink()
+    run(["exportfs", "-ra"], purpose="export by the kernel's NFS server", timeout=60)
+
+
+def kernel_missing() -> str:
+    """What to install for the kernel's server, or "" when it is there."""
+    search = os.environ.get("PATH", "") + ":/usr/local/sbin:/usr/sbin:/sbin"
+    return "" if shutil.which("exportfs", path=search) else "apt-get install nfs-kernel-server (RPM: nfs-utils)"

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from provisioner.simulate.tally import Tally
 from provisioner.simulate.wire import Address, Answer, Failed, Wire
+from provisioner.vnfs.edits import MOUNTED
 
 # What a small virtual machine says of itself.
 DEVICES = b"virtio:d00000001v00001AF4 virtio_net module=virtio_net boot\nvirtio:d00000002v00001AF4 virtio_blk\n"
@@ -19,6 +20,8 @@ MEMORY_KB = "412345"
 # The steps of stage 1 that ask nothing of the master: it is told of them all the same.
 QUIET_STEPS = ("memory", "disk", "layers", "mount", "provision", "nodelayer", "kexec")
 HELD_SECONDS = 90.0  # a waiting node's request is kept by the master, as stage 1 allows
+WAIT_SECONDS = 600.0  # for how long a mounted capsule is waited for
+HURRY_SECONDS = 10.0  # who was told to wait sooner than this does not ask again at once
 LIMIT_SECONDS = 5.0  # unless the master says otherwise
 
 
@@ -109,14 +112,27 @@ class PretendNode:
         return good(answer, kind)
 
     async def _plan(self) -> list[list[str]]:
-        answer = await self.tls.post("plan", "/v1/state/init", {"uptime": self._uptime()}, HELD_SECONDS)
-        if answer.status == 202:
-            raise Failed(f"plan: told to wait: {answer.line.removeprefix('wait ')}")
-        good(answer, "plan")
+        answer = await self._waited()
         plan = [line.split() for line in answer.body.decode("ascii", "replace").splitlines()]
         if not plan or plan[0][:1] != ["plan"] or plan[-1] != ["end"]:
             raise Failed("plan: not a whole plan")
         return plan
+
+    async def _waited(self) -> Answer:
+        """The plan's answer. While its capsule is mounted for editing a node waits, and goes on by itself."""
+        end = time.monotonic() + WAIT_SECONDS
+        while True:
+            asked = time.monotonic()
+            answer = await self.tls.post("plan", "/v1/state/init", {"uptime": self._uptime()}, HELD_SECONDS)
+            if answer.status != 202:
+                return good(answer, "plan")
+            reason = answer.line.removeprefix("wait ")
+            if not reason.startswith(MOUNTED) or time.monotonic() > end:
+                raise Failed(f"plan: told to wait: {reason}")
+            self.tally.waited += 1
+            if time.monotonic() - asked < HURRY_SECONDS:
+                await asyncio.sleep(4 * random.uniform(0.75, 1.25))  # noqa: S311 - no secret
+            self._go_on()
 
     async def _sums(self, plan: list[list[str]]) -> None:
         identity = next((line[1] for line in plan if line[0] == "identity" and len(line) == 2), "")

@@ -58,6 +58,7 @@ class Tally:
     ready: int = 0
     bytes: int = 0  # of answers' bodies
     limited: int = 0  # times the limit for one address said to wait
+    waited: int = 0  # times a node was told to wait for its capsule, which is mounted for editing
 
     def request(self, kind: str, seconds: float) -> None:
         """One was answered, whatever the answer was."""
@@ -82,6 +83,7 @@ class Tally:
             "to_ready": self.to_ready.record(),
             "bytes": self.bytes,
             "limited": self.limited,
+            "waited": self.waited,
         }
 
 
@@ -99,5 +101,7 @@ def lines(record: dict[str, Any]) -> list[str]:
         found.append(f"{kind:<14} {took['count']:>9} {took['p50']:>9.3f} {took['p99']:>9.3f} {took['longest']:>9.3f}")
     if record["limited"]:
         found.append(f"Told to wait by the limit for one address: {record['limited']} times")
+    if record["waited"]:
+        found.append(f"Told to wait for the capsule, which is mounted for editing: {record['waited']} times")
     found += [f"Failed: {number} with {reason}" for reason, number in record["failures"].items()]
     return found

@@ -1,4 +1,4 @@
-"""Cloning: the same generations under another name; the blobs are shared, so it takes no time and no space."""
+"""Cloning: what a capsule is now, and what was imported, under another name; the blobs are shared."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from capsulekit.capsule import manifest
 from capsulekit.errors import CapsulekitError
-from provisioner.registry.model import InstalledCapsule
+from provisioner.registry.model import InstalledCapsule, Past
 from provisioner.vnfs.generation import stored
 from provisioner.vnfs.install import check_name
 from provisioner.vnfs.place import placing
@@ -15,9 +15,10 @@ from provisioner.vnfs.store import ANSWERS, VnfsStore
 
 
 def clone(store: VnfsStore, name: str, new: str, *, dry_run: bool = False) -> InstalledCapsule:
-    """Install what ``name`` is as ``new`` too; no node boots anything else because of it.
+    """Install what ``name`` is as ``new`` too; no node boots anything else because of it, and no blob is read.
 
-    Raises UsageError for a wrong name, CapsulekitError when ``new`` is taken or ``name`` unknown or damaged.
+    Its history is that of the import, and one line that says what it is a clone of. Raises UsageError for a wrong name,
+    CapsulekitError when ``new`` is taken or ``name`` unknown or damaged.
     """
     check_name(new)
     row = store.get(name)
@@ -29,13 +30,15 @@ def clone(store: VnfsStore, name: str, new: str, *, dry_run: bool = False) -> In
         made = replace(row, name=new, imported=time.time())
         if dry_run:
             return made
+        first = store.history(row.name)[0]
         with placing(store, f"clone {row.name}") as placed:
-            for identity in store.generations(row.name):
+            for identity in dict.fromkeys([row.identity, first.identity]):
                 generation = stored(store, row, identity)
                 texts = {**generation.texts, manifest.MEMBER: generation.manifest.dumps()}
                 answers = store.generation(row.name, identity) / ANSWERS
                 if answers.exists():
                     texts[ANSWERS] = answers.read_bytes()
                 placed.generation(new, identity, texts, secret=frozenset([ANSWERS]))
-            store.registry.add_capsule(made)
+            line = Past(row.identity, "clone", first.identity, f"clone of {row.name}")
+            store.registry.install_capsule(made, [first, line])
     return made

@@ -34,16 +34,24 @@ class _Part:
 
 
 def export(
-    store: VnfsStore, name: str, out: Path | None, *, private: bool = True, over: bool = False, dry_run: bool = False
+    store: VnfsStore,
+    name: str,
+    out: Path | None,
+    *,
+    generation: str = "",
+    private: bool = True,
+    over: bool = False,
+    dry_run: bool = False,
 ) -> Exported:
     """Write the file of an installed capsule; unchanged, it is the very file that was imported.
 
-    ``private`` False writes what was imported here, without this site's own layer. ``out`` may be a folder; None is
-    the current one. Raises CapsulekitError when the capsule is unknown or damaged, the file is there and not ``over``,
-    or it can't be written; TrustError when a stored member is not what was signed. Nothing is left behind then.
+    ``generation`` is an identity, "" what nodes boot. ``private`` False writes what was imported here, without any of
+    this site's own layers. ``out`` may be a folder; None is the current one. Raises CapsulekitError when the capsule
+    is unknown or damaged, the file is there and not ``over``, or it can't be written; TrustError when a stored member
+    is not what was signed. Nothing is left behind then.
     """
     row = store.get(name)
-    identity = row.identity if private else store.origin(row.name)
+    identity = (generation or row.identity) if private else store.origin(row.name)
     digests = store.digests(row.name, identity)
     told = manifest.loads(store.small(row.name, manifest.MEMBER, identity) or b"")
     secret = any(layer.private for layer in told.layers)

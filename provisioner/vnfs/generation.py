@@ -1,30 +1,33 @@
-"""Generations made at this site: a capsule with the site's own layer on top, signed by the site's key.
+"""Generations made at this site: what a capsule is, changed in some members, and signed by the site's key.
 
-The sums of what was imported go with it as ``parent/0``, so that everybody can see which layers are its author's.
+The sums of what was changed go with it as ``parent/0``, those of what was imported after them, so that everybody can
+see which layers are the author's. Never more of them, however many generations there were.
 """
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, Final
 
 from capsulekit.capsule import layout, manifest
-from capsulekit.capsule.manifest import Layer, Manifest
+from capsulekit.capsule.manifest import Manifest
 from capsulekit.capsule.read import Verified
-from capsulekit.errors import CapsulekitError, TrustError
-from capsulekit.files import sha256_bytes, sha256_file
+from capsulekit.errors import TrustError
+from capsulekit.files import CHUNK, sha256_bytes, sha256_file
 from capsulekit.trust import minisign
 from capsulekit.trust.minisign import PublicKey
-from provisioner.registry.model import InstalledCapsule
+from provisioner.registry.model import InstalledCapsule, Past
 from provisioner.sitekey import ensure_site_key, trusted_here
-from provisioner.vnfs import sitelayer
 from provisioner.vnfs.answers import dump_answers
 from provisioner.vnfs.place import PRIVATE, PUBLIC, Placing
-from provisioner.vnfs.questions import Answers, Questions, SiteFile
-from provisioner.vnfs.store import ANSWERS, SITE_LAYER, VnfsStore
+from provisioner.vnfs.questions import Answers
+from provisioner.vnfs.store import ANSWERS, VnfsStore
+
+# The answers beside the base are those of the new generation too.
+KEEP: Final = "keep"
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,15 @@ class Generation:
     manifest: Manifest
     digests: Mapping[str, str]
     texts: Mapping[str, bytes]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A member that a new generation has and its base has not, or has otherwise; ``private``: for nodes alone."""
+
+    name: str
+    source: Path | bytes
+    private: bool = False
 
 
 def as_imported(row: InstalledCapsule, checked: Verified, texts: Mapping[str, bytes]) -> Generation:
@@ -48,15 +60,136 @@ def stored(store: VnfsStore, row: InstalledCapsule, identity: str) -> Generation
     Raises CapsulekitError when a part of it is gone or changed, TrustError when its author is not trusted any more.
     """
     digests = store.digests(row.name, identity)
-    data = store.read(row.name, manifest.MEMBER, identity)
-    if sha256_bytes(data) != digests.get(manifest.MEMBER):
-        raise TrustError(f"the manifest of {row.name} is not the one that was imported", hint="import it again")
+    told = store.manifest(row.name, identity)
     texts = {layout.SUMS: store.read(row.name, layout.SUMS, identity), **dict(store.signatures(row.name, identity))}
-    told = manifest.loads(data)
     if identity != row.identity:
         key = _author(store, told, texts)
         row = replace(row, identity=identity, key_id=key.id, public_key=key.text)
     return Generation(replace(row, private=any(one.private for one in told.layers)), told, digests, texts)
+
+
+def new_generation(
+    store: VnfsStore,
+    placed: Placing,
+    base: Generation,
+    told: Manifest,
+    parts: Sequence[Part],
+    *,
+    drop: Sequence[str] = (),
+    answers: Answers | str | None = KEEP,
+) -> InstalledCapsule:
+    """Store what ``base`` becomes with ``parts`` in it and ``drop`` out of it; returns its row, for ``switch``.
+
+    ``told`` is its manifest: layers and scripts that it does not name any more go out by themselves. ``answers`` are
+    the questions' answers that it was made with: those beside ``base``, none, or others. The site's key signs it.
+    Nothing is visible before ``switch``; the store's lock is held. Raises TrustError when members and manifest
+    disagree, CapsulekitError when a part can't be stored.
+    """
+    named = {layer.path for layer in told.layers} | {layer.acl for layer in told.layers} | {*told.provision}
+    kept = {
+        name: sha256
+        for name, sha256 in base.digests.items()
+        if name not in drop and (name in named or not _only_if_named(name))
+    }
+    kept |= {part.name: _place(placed, part) for part in parts}
+    for name, data in _parents(store, base).items():
+        kept[name] = _place(placed, Part(name, data))
+    kept[manifest.MEMBER] = _place(placed, Part(manifest.MEMBER, told.dumps()))
+    layout.check_contents(kept, told)
+    beside = store.generation(base.row.name, base.row.identity) / ANSWERS
+    if answers == KEEP:
+        secret = beside.read_bytes() if beside.exists() else None
+    else:
+        secret = None if answers is None else dump_answers(answers)  # type: ignore[arg-type]
+    return _sign(store, placed, base.row, told, kept, secret)
+
+
+def switch(
+    store: VnfsStore,
+    row: InstalledCapsule,
+    *,
+    base: str,
+    kind: str,
+    message: str = "",
+    changes: Mapping[str, Any] | None = None,
+) -> None:
+    """Let nodes boot ``row``'s generation from their next boot on, and write it down: one transaction.
+
+    ``kind`` and ``changes`` are as in registry.model.Past. Raises CapsulekitError when ``base`` (an identity) is not
+    what nodes boot any more: somebody else was quicker, and nothing is changed.
+    """
+    past = Past(row.identity, kind, base, message, changes or {})
+    store.registry.switch_capsule(row, past, base=base, first=store.unwritten(replace(row, identity=base)))
+
+
+def _only_if_named(name: str) -> bool:
+    """Members that are there because the manifest says so; and what base was made from."""
+    return name.startswith(("parent/", "provision/")) or (name.startswith("layers/") and name != manifest.HYBRID)
+
+
+def _parents(store: VnfsStore, base: Generation) -> dict[str, bytes]:
+    """parent/0: what is changed; parent/1: what was imported, if that is another one; then what that was made from."""
+    chain = [_signed(base.texts)]
+    origin, digests = store.origin_of(base.row), base.digests
+    if origin != base.row.identity:
+        texts = {layout.SUMS: store.read(base.row.name, layout.SUMS, origin)}
+        chain.append(_signed({**texts, **dict(store.signatures(base.row.name, origin))}))
+        digests = store.digests(base.row.name, origin)
+    found = {f"parent/{number}/{file}": data for number, texts in enumerate(chain) for file, data in texts.items()}
+    for name in digests:
+        if name.startswith("parent/"):
+            _, number, file = name.split("/")
+            data = store.blob(digests[name]).read_bytes()
+            found[f"parent/{int(number) + len(chain)}/{file}"] = data
+    return found
+
+
+def _signed(texts: Mapping[str, bytes]) -> dict[str, bytes]:
+    return {file: data for file, data in texts.items() if file == layout.SUMS or layout.is_signature(file)}
+
+
+def _place(placed: Placing, part: Part) -> str:
+    """Put a part into the store; returns its hex sha256."""
+    source = part.source
+    sha256 = sha256_bytes(source) if isinstance(source, bytes) else sha256_file(source)
+
+    def write(out: IO[bytes]) -> str:
+        if isinstance(source, bytes):
+            out.write(source)
+            return sha256
+        digest = hashlib.sha256()
+        with source.open("rb") as file:
+            while chunk := file.read(CHUNK):
+                digest.update(chunk)
+                out.write(chunk)
+        return digest.hexdigest()
+
+    placed.blob(sha256, PRIVATE if part.private else PUBLIC, write, part.name)
+    return sha256
+
+
+def _sign(
+    store: VnfsStore,
+    placed: Placing,
+    row: InstalledCapsule,
+    told: Manifest,
+    digests: Mapping[str, str],
+    answers: bytes | None,
+) -> InstalledCapsule:
+    """Sums, the site's signature, and the answers beside them."""
+    key = ensure_site_key(store.paths)
+    sums = layout.dump_sums(digests)
+    texts = {
+        layout.SUMS: sums,
+        layout.SIGNATURE: minisign.sign(sums, key, told.trusted_comment).encode(),
+        manifest.MEMBER: told.dumps(),
+    }
+    if answers is not None:
+        texts[ANSWERS] = answers
+    identity = sha256_bytes(sums)
+    placed.generation(row.name, identity, texts, secret=frozenset([ANSWERS]))
+    private = any(layer.private for layer in told.layers)
+    return replace(row, identity=identity, key_id=key.public.id, public_key=key.public.text, private=private)
 
 
 def _author(store: VnfsStore, told: Manifest, texts: Mapping[str, bytes]) -> PublicKey:
@@ -73,84 +206,3 @@ def _author(store: VnfsStore, told: Manifest, texts: Mapping[str, bytes]) -> Pub
         f"{told.full_name} is signed by key {wanted.id}, which is not trusted here (any more)",
         hint="if you know its author: capsulekit trust add FILE.pub",
     )
-
-
-def add_site_layer(
-    store: VnfsStore, placed: Placing, base: Generation, questions: Questions, answers: Answers
-) -> InstalledCapsule:
-    """Put the answers' files on top of ``base``, which is as it was imported; returns the row of what nodes boot.
-
-    That is ``base`` itself when the answers make no file. Nothing is visible before the caller records the row.
-    Raises CapsulekitError when a file can't go where it should.
-    """
-    files = questions.files(answers)
-    if not files:
-        return base.row
-    with tempfile.TemporaryDirectory(prefix=".layer-", dir=store.home(base.row.name)) as work:
-        image = Path(work) / "site.squashfs"
-        layer = _make_layer(store, base, files, image)
-        _place_bytes(placed, image.read_bytes(), PRIVATE, SITE_LAYER)  # kilobytes: answers are short
-    told = replace(base.manifest, layers=(layer, *base.manifest.layers))
-    small = {f"parent/0/{name}": data for name, data in base.texts.items() if name != manifest.MEMBER}
-    small[manifest.MEMBER] = told.dumps()
-    kept = {name: sha256 for name, sha256 in base.digests.items() if not name.startswith("parent/")}
-    digests = {**kept, **_parents(base), layer.path: layer.sha256}
-    digests |= {name: _place_bytes(placed, data, PUBLIC, name) for name, data in small.items()}
-    layout.check_contents(digests, told)
-    return _sign(store, placed, base.row, told, digests, answers)
-
-
-def _sign(
-    store: VnfsStore,
-    placed: Placing,
-    row: InstalledCapsule,
-    told: Manifest,
-    digests: Mapping[str, str],
-    answers: Answers,
-) -> InstalledCapsule:
-    """Sums, the site's signature, and the answers beside them."""
-    key = ensure_site_key(store.paths)
-    sums = layout.dump_sums(digests)
-    texts = {
-        layout.SUMS: sums,
-        layout.SIGNATURE: minisign.sign(sums, key, told.trusted_comment).encode(),
-        manifest.MEMBER: told.dumps(),
-        ANSWERS: dump_answers(answers),
-    }
-    identity = sha256_bytes(sums)
-    placed.generation(row.name, identity, texts, secret=frozenset([ANSWERS]))
-    return replace(row, identity=identity, key_id=key.public.id, public_key=key.public.text, private=True)
-
-
-def _make_layer(store: VnfsStore, base: Generation, files: list[SiteFile], image: Path) -> Layer:
-    told = base.manifest
-    if any(layer.path == SITE_LAYER for layer in told.layers):
-        raise CapsulekitError(
-            f"{base.row.name} has a site's layer already: it was configured where it was exported",
-            hint="export it there with --without-private, and import that",
-        )
-    root = sitelayer.seen_root([store.blob(base.digests[layer.path]) for layer in told.layers])
-    unpacked = sitelayer.write_layer(image, root, sitelayer.place(root, files), told.epoch)
-    return Layer(SITE_LAYER, image.stat().st_size, sha256_file(image), unpacked, private=True)
-
-
-def _place_bytes(placed: Placing, data: bytes, mode: int, what: str) -> str:
-    """Put a small member into the store; returns its hex sha256."""
-
-    def write(out: IO[bytes]) -> str:
-        out.write(data)
-        return sha256
-
-    sha256 = sha256_bytes(data)
-    placed.blob(sha256, mode, write, what)
-    return sha256
-
-
-def _parents(base: Generation) -> dict[str, str]:
-    """What ``base`` itself was made from, one generation older than it says (hex sha256 by member)."""
-    found = {}
-    for name, sha256 in base.digests.items():
-        if name.startswith("parent/"):
-            _, number, file = name.split("/")
-            found[f"parent/{int(number) + 1}/{file}"] = sha256
-    return found

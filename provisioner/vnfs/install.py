@@ -11,7 +11,7 @@ from capsulekit.capsule import layout, manifest
 from capsulekit.capsule.manifest import HYBRID, NAME
 from capsulekit.capsule.read import CapsuleFile, Verified, open_capsule, verify
 from capsulekit.errors import TrustError, UsageError
-from provisioner.registry.model import InstalledCapsule
+from provisioner.registry.model import InstalledCapsule, Past
 from provisioner.sitekey import trusted_here
 from provisioner.vnfs import questions
 from provisioner.vnfs.place import PRIVATE, PUBLIC, Placing, placing
@@ -77,10 +77,14 @@ def _install(
         row = known or wanted
         if known is None:
             if answers is not None:
-                from provisioner.vnfs.generation import add_site_layer, as_imported
+                from provisioner.vnfs.configure import configured
+                from provisioner.vnfs.generation import as_imported
 
-                row = add_site_layer(store, placed, as_imported(wanted, checked, texts), *answers)
-            store.registry.add_capsule(row)
+                row = configured(store, placed, as_imported(wanted, checked, texts), *answers)
+            history = [Past(wanted.identity, "import")]
+            if row.identity != wanted.identity:
+                history.append(Past(row.identity, "configure", wanted.identity))
+            store.registry.install_capsule(row, history)
     return Imported(row, known is None, _hybrid(checked))
 
 

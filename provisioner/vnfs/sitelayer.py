@@ -87,6 +87,18 @@ def write_layer(out: Path, root: Mapping[str, Entry], placed: Sequence[Placed], 
     return sum(-(-len(one.file.data) // 4096) * 4096 for one in placed) + 4096 * (len(folders) + 1)
 
 
+def acl_list(lists: Sequence[bytes], placed: Sequence[Placed]) -> bytes:
+    """The ACL list of the layer, b"" where it needs none: its files have no more than their modes, whatever was there.
+
+    ``lists`` are those of the layers below, topmost first. Raises CapsulekitError for a damaged one.
+    """
+    from capsulekit.edit import acls
+
+    held = acls.effective(lists)
+    files = [(one.path.encode("utf-8", "surrogateescape"), one.file.mode) for one in placed]
+    return acls.listed((path, acls.ACCESS, acls.minimal(mode)) for path, mode in files if held.get((path, acls.ACCESS)))
+
+
 def _info(path: str, kind: bytes, mode: int, uid: int, gid: int, epoch: int) -> tarfile.TarInfo:
     info = tarfile.TarInfo(path)
     info.type, info.mode, info.uid, info.gid, info.mtime = kind, mode & 0o7777, uid, gid, epoch

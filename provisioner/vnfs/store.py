@@ -6,6 +6,9 @@ command leaves at most files that nothing refers to, which the next one uses or 
     blobs/AA/SHA256                     every listed member
     vnfs/NAME/IDENTITY/                 one generation: SHA256SUMS, its signatures, capsule.toml, and, where questions
                                         were answered, answers.toml (0600)
+
+Which generations there are, in which order, is the registry's history; a folder that it does not name, and that no node
+was told to boot last, is left over from a killed command.
 """
 
 from __future__ import annotations
@@ -21,14 +24,14 @@ from capsulekit.capsule.manifest import Manifest
 from capsulekit.errors import CapsulekitError, TrustError
 from capsulekit.files import exclusive_lock, sha256_bytes
 from capsulekit.sitepaths import SitePaths
-from provisioner.registry.model import InstalledCapsule
+from provisioner.registry.model import InstalledCapsule, Past
 from provisioner.vnfs.questions import Answers, Questions
 
 # The sums of what a capsule was made from: their digest is the identity of the capsule that its author signed.
 PARENT = f"parent/0/{layout.SUMS}"
 ANSWERS = "answers.toml"
 # The layer that a capsule's answers become.
-SITE_LAYER = "layers/90-site.squashfs"
+SITE_LAYER, SITE_ACL = "layers/90-site.squashfs", "layers/90-site.acl"
 # Given the questions of a capsule and what is known of the answers, it finds out the rest. Raises CapsulekitError.
 Ask = Callable[[Questions, Answers], Answers]
 
@@ -38,6 +41,24 @@ class CapsuleRows(Protocol):
 
     def add_capsule(self, capsule: InstalledCapsule) -> None:
         """Record a capsule; the row of the same name, if any, is replaced."""
+
+    def install_capsule(self, capsule: InstalledCapsule, history: Sequence[Past]) -> None:
+        """Record a capsule under a free name, with its history."""
+
+    def switch_capsule(self, capsule: InstalledCapsule, past: Past, *, base: str, first: Sequence[Past] = ()) -> None:
+        """Replace a row and append to its history, unless ``base`` is not its identity any more."""
+
+    def forget_generations(self, name: str, identities: Sequence[str], first: Sequence[Past] = ()) -> None:
+        """Mark generations as gone; raises CapsulekitError for the current and the imported one."""
+
+    def generations(self, name: str) -> list[Past]:
+        """The history of a capsule, oldest first."""
+
+    def has_generation(self, name: str, identity: str) -> bool:
+        """Whether it is what nodes boot as ``name``, or in its history; transactions under way are waited for."""
+
+    def handed_out(self) -> dict[tuple[str, str], list[str]]:
+        """(installed name, identity) → names of the nodes that were last told to boot it."""
 
     def capsule(self, name: str) -> InstalledCapsule | None:
         """The capsule of exactly this name."""
@@ -62,7 +83,7 @@ class CapsuleRows(Protocol):
 class Imported:
     """What an import came to; ``new`` is False when that very capsule was installed before.
 
-    ``hybrid`` is the size of its hybrid layer in bytes: that layer is stored, and no node gets its files from here yet.
+    ``hybrid`` is the size of its hybrid layer in bytes, which nodes mount by NFS (provisioner/nfs).
     """
 
     capsule: InstalledCapsule
@@ -131,18 +152,20 @@ class VnfsStore:
         """Its SHA256SUMS; the signature lies beside it."""
         return self.folder(name) / layout.SUMS
 
-    def manifest(self, name: str) -> Manifest:
-        """The manifest of the capsule of exactly this name. Raises TrustError when it is not what was imported."""
-        data = self.read(name, manifest.MEMBER)
-        if sha256_bytes(data) != self.digests(name).get(manifest.MEMBER):
+    def manifest(self, name: str, identity: str | None = None) -> Manifest:
+        """The manifest of what nodes boot, or of another generation. Raises TrustError for another than was signed."""
+        wanted = identity or self._row(name).identity
+        data = self.read(name, manifest.MEMBER, wanted)
+        if sha256_bytes(data) != self.digests(name, wanted).get(manifest.MEMBER):
             raise TrustError(f"the manifest of {name} is not the one that was imported", hint="import it again")
         return manifest.loads(data)
 
-    def members(self, name: str) -> tuple[StoredMember, ...]:
-        """Every listed member of an installed capsule, by name. Raises CapsulekitError when one is gone."""
-        private = private_members(self.manifest(name))
+    def members(self, name: str, identity: str | None = None) -> tuple[StoredMember, ...]:
+        """Every listed member of what nodes boot, or of another generation. Raises CapsulekitError when one is gone."""
+        wanted = identity or self._row(name).identity
+        private = private_members(self.manifest(name, wanted))
         found = []
-        for member, sha256 in self.digests(name).items():
+        for member, sha256 in self.digests(name, wanted).items():
             try:
                 size = self.blob(sha256).stat().st_size
             except OSError as wrong:
@@ -161,16 +184,41 @@ class VnfsStore:
             raise TrustError(f"the sums of {name} are not those that were imported", hint="import it again")
         return layout.load_sums(data)
 
-    def origin(self, name: str) -> str:
-        """The identity of the capsule as it was imported: its own, or that of the parent a private layer lies on."""
-        identity = self._row(name).identity
+    def history(self, name: str) -> tuple[Past, ...]:
+        """All that the capsule of exactly this name has been, oldest first: what was imported, … what nodes boot.
+
+        One that was installed before there was a history gets the lines that its store can tell; whoever changes it
+        has them written down. Raises CapsulekitError for an unknown name.
+        """
+        return tuple(self.registry.generations(name)) or self.told_by_store(self._row(name))
+
+    def unwritten(self, row: InstalledCapsule) -> tuple[Past, ...]:
+        """The lines that the registry's history lacks: of a capsule that was installed before there was one."""
+        return () if self.registry.generations(row.name) else self.told_by_store(row)
+
+    def told_by_store(self, row: InstalledCapsule) -> tuple[Past, ...]:
+        """The history of a capsule that has none in the registry."""
         # Only what was configured here has answers; a capsule that was edited elsewhere has a parent too.
-        made_here = (self.generation(name, identity) / ANSWERS).exists()
-        return self.digests(name).get(PARENT, identity) if made_here else identity
+        made_here = (self.generation(row.name, row.identity) / ANSWERS).exists()
+        first = self.digests(row.name, row.identity).get(PARENT, row.identity) if made_here else row.identity
+        lines = [Past(first, "import", time=row.imported, capsule=row.name, number=1)]
+        if first != row.identity:
+            lines.append(Past(row.identity, "configure", first, time=row.imported, capsule=row.name, number=2))
+        return tuple(lines)
+
+    def origin(self, name: str) -> str:
+        """The identity of the capsule as it was imported: its history's first."""
+        return self.history(name)[0].identity
+
+    def origin_of(self, row: InstalledCapsule) -> str:
+        """The same for a capsule whose row may not be recorded yet."""
+        return next(iter(self.registry.generations(row.name) or self.told_by_store(row))).identity
 
     def generations(self, name: str) -> tuple[str, ...]:
-        """The identities that are kept of a capsule: what nodes boot first, then what was imported."""
-        return tuple(dict.fromkeys([self._row(name).identity, self.origin(name)]))
+        """The identities that are kept of a capsule: what nodes boot first, then what was imported, then the newest."""
+        row, lines = self._row(name), self.history(name)
+        kept = [line.identity for line in reversed(lines) if line.gone is None]
+        return tuple(dict.fromkeys([row.identity, lines[0].identity, *kept]))
 
     def small(self, name: str, member: str, identity: str | None = None) -> bytes | None:
         """The content of a small member, checked, or None when the capsule has none of that name."""
@@ -205,12 +253,15 @@ class VnfsStore:
         return row
 
     def _known(self, wanted: InstalledCapsule) -> InstalledCapsule | None:
-        """The row of the same capsule under the same name. Raises CapsulekitError when another one has the name."""
+        """The row of the same capsule under the same name, which may have been changed since.
+
+        Raises CapsulekitError when another capsule has the name.
+        """
         known = self.registry.capsule(wanted.name)
         if known is None or known.identity == wanted.identity:
             return known
         try:
-            same = self.origin(wanted.name) == wanted.identity
+            same = wanted.identity in self.generations(wanted.name)
         except CapsulekitError:  # what it was made from can't be told any more
             same = False
         if not same:

@@ -13,6 +13,7 @@ import built
 import pytest
 from e2e_bench import SMALL, Bench, shell
 from nfs_server import NfsServer
+from serving import set_site
 
 from provisioner.lab.qemu import Node as Machine
 from provisioner.registry.model import Event, Node
@@ -37,6 +38,9 @@ class Lower:
 def lower(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lower]:
     """The node switched on with the small capsule and an argument that its stage 2 cannot follow; no server yet."""
     capsule = built.capsule(RECIPE)
+    # The server of this test is its own: it comes and goes as the test wants.
+    set_site(bench.site.paths, nfs="off")
+    bench.site.command("serve", "reload")
     bench.site.command("vnfs", "import", str(capsule))
     bench.site.command("node", "add", MAC, "hybrid.new")
     bench.site.command("node", "set", "vnfs", SMALL, "hybrid")
@@ -48,6 +52,8 @@ def lower(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lo
             yield Lower(bench, machine, server)
         finally:
             machine.stop()
+            set_site(bench.site.paths, nfs="ganesha")
+            bench.site.command("serve", "reload")
 
 
 def test_a_stage_2_that_fails_says_why_and_the_master_learns_of_it(lower: Lower) -> None:

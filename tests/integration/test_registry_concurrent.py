@@ -14,8 +14,10 @@ from pathlib import Path
 import pytest
 
 from provisioner.registry.defaults import Defaults
+from provisioner.registry.model import InstalledCapsule, Past
 from provisioner.registry.registry import Registry
 
+CAPSULE = InstalledCapsule("tiny", "ab" * 32, "00" * 8, "RWQ", "1", "amd64", 1.0)
 COMMAND = "from capsulekit.cli.main import entry; entry()"
 # Adds nodes as fast as it can and prints each name once it is promised.
 WRITER = """
@@ -40,6 +42,27 @@ registry = Registry(sys.argv[1] if "://" in sys.argv[1] else Path(sys.argv[1]))
 for number in range(200):
     if registry.redeem_ticket(f"t{number}", "52:54:00:00:00:01", "10.0.0.9", 1000.0) is True:
         print(number, flush=True)
+"""
+# Switches a capsule as often as it can: each time from what it is to something new; prints what it has switched to.
+SWITCHER = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+from capsulekit.errors import CapsulekitError
+from provisioner.registry.model import Past
+from provisioner.registry.registry import Registry
+registry = Registry(sys.argv[1] if "://" in sys.argv[1] else Path(sys.argv[1]))
+for number in range(int(sys.argv[3])):
+    while True:
+        row = registry.capsule("tiny")
+        new = f"{int(sys.argv[2]):02x}{number:06x}" * 8
+        try:
+            registry.switch_capsule(replace(row, identity=new), Past(new, "edit", row.identity), base=row.identity)
+        except CapsulekitError as wrong:
+            assert "was changed meanwhile" in wrong.message, wrong.message
+            continue
+        break
+    print(new, flush=True)
 """
 pytestmark = pytest.mark.slow
 # `make soak` adds forty nodes at once a hundred times.
@@ -113,6 +136,45 @@ def test_killed_writers_leave_a_valid_registry_with_all_they_promised(registry_p
     assert {change.hostname for change in registry.changes(limit=10**6) if change.key == "added"} == set(names)
     registry.add_node("52:54:ff:00:00:01", "afterwards", defaults=Defaults())
     registry.close()
+
+
+def test_switches_of_a_capsule_at_once_lose_nothing_and_each_goes_on_from_the_last(
+    registry_place: Path | str,
+) -> None:
+    registry = Registry(registry_place)
+    registry.install_capsule(CAPSULE, [Past(CAPSULE.identity, "import")])
+    switchers = [switcher(registry_place, number, 25) for number in range(4)]
+    said = [one.communicate(timeout=300)[0].split() for one in switchers]
+    assert [one.returncode for one in switchers] == [0] * 4
+    lines = registry.generations("tiny")
+    assert [line.number for line in lines] == list(range(1, 102))
+    assert [line.parent for line in lines[1:]] == [line.identity for line in lines[:-1]]
+    assert sorted(line.identity for line in lines[1:]) == sorted(name for names in said for name in names)
+    assert registry.find_capsule("tiny").identity == lines[-1].identity
+    registry.close()
+
+
+def test_a_killed_switch_has_happened_with_its_history_or_not_at_all(registry_place: Path | str) -> None:
+    registry = Registry(registry_place)
+    registry.install_capsule(CAPSULE, [Past(CAPSULE.identity, "import")])
+    chance, promised = random.Random(3), set[str]()
+    for number in range(8):
+        switching = switcher(registry_place, number, 10**6)
+        assert switching.stdout
+        promised.add(switching.stdout.readline().strip())
+        time.sleep(chance.uniform(0.01, 0.2))
+        switching.send_signal(signal.SIGKILL)
+        promised |= {line for line in switching.communicate()[0].split("\n")[:-1] if line}
+        lines = registry.generations("tiny")
+        assert registry.find_capsule("tiny").identity == lines[-1].identity
+        assert [line.parent for line in lines[1:]] == [line.identity for line in lines[:-1]]
+        assert promised <= {line.identity for line in lines}
+    registry.close()
+
+
+def switcher(place: Path | str, number: int, times: int) -> subprocess.Popen[str]:
+    argv = [sys.executable, "-c", SWITCHER, str(place), str(number), str(times)]
+    return subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
 
 
 def test_a_ticket_opens_for_one_of_two_masters(registry_place: Path | str) -> None:

@@ -49,6 +49,7 @@ PROC=/p
 mkdir "$STACK"
 mount_stack
 set_acls
+show_stack
 chosen_init
 start_init single
 """
@@ -75,6 +76,10 @@ getfacl -cn "/etc/odd
 name"
 [ ! -e /usr/share/net ] || { busybox cat /usr/share/net/file /etc-low; echo new >/usr/share/net/new && echo writable; }
 [ -z "${LC_ALL:-}" ] && echo "no locale"
+cd /run/capsulekit-stack && busybox stat -c "shown to %a" .
+for view in n c b m; do echo "$view: $(busybox cat $view/etc/high)"; done
+echo new >/etc/new && busybox ls u/etc/new m/etc/new
+(: >u/etc/other) 2>/dev/null || echo "not to be written to"
 """
 
 
@@ -148,6 +153,10 @@ def test_the_stack_is_mounted_its_acls_set_and_the_root_switched(
     said = done.stdout.splitlines()
     assert said[:5] == ["low", "high", "gone", "4", "words: single"], done.stderr
     assert {"user::rw-", "user:70000:r--", "other::---", "no locale"} <= set(said)
+    # What the agent compares: the node's layer, the capsule's, both, and what is seen and written now.
+    assert said[-8:] == [
+        "shown to 700", "n: high", "c: hidden", "b: high", "m: high", "m/etc/new", "u/etc/new", "not to be written to",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("shell", ["busybox", "dash", "bash"])

@@ -101,7 +101,7 @@ def test_without_the_private_layer_the_very_file_goes_out_that_came_in(
     assert (tmp_path / "out.vnfs").read_bytes() == capsule.read_bytes()
 
 
-def test_the_same_answers_again_change_nothing_and_others_free_the_old_layer(
+def test_the_same_answers_again_change_nothing_and_others_make_a_generation(
     paths: SitePaths, capsule: Path, tmp_path: Path
 ) -> None:
     imported(paths, capsule)
@@ -116,12 +116,13 @@ def test_the_same_answers_again_change_nothing_and_others_free_the_old_layer(
     assert (store.get(NAME), stored(paths)) == (first, files)
     done = kit(paths, "vnfs", "configure", "tiny", "-y", "--answers", answers_file(tmp_path, 'ntp = "10.0.0.9"'))
     assert (done.status, done.out.split(" (")[0]) == (0, f"{NAME} has been configured")
-    assert store.get(NAME).identity != first.identity and not old.exists()
+    assert store.get(NAME).identity != first.identity and old.exists()
     seen = layer_files(paths, tmp_path / "layer")
     assert seen["etc/ntp.conf"][2].startswith("server 10.0.0.9 ")
     assert seen["root/.config/hash"][2].startswith("root:$6$"), "what is not asked again keeps its answer"
     assert [layer.path for layer in store.manifest(NAME).layers].count(PATH) == 1
-    assert len(stored(paths)) == len(files)
+    gone = kit(paths, "vnfs", "delete", NAME, "--generation", "2", "-y")
+    assert (gone.status, old.exists(), len(stored(paths))) == (0, False, len(files)), gone.err
 
 
 def test_importing_a_configured_capsule_again_repairs_it_and_keeps_its_answers(paths: SitePaths, capsule: Path) -> None:

@@ -272,10 +272,15 @@ def test_a_full_disk_is_one_clear_line_and_leaves_nothing(paths: SitePaths, tmp_
     assert kit(paths, "vnfs", "list").stdout == ""
 
 
-def test_a_hybrid_layer_is_kept_and_the_admin_is_told_that_nodes_lack_it(paths: SitePaths, tmp_path: Path) -> None:
+def test_a_hybrid_layer_is_kept_and_the_admin_is_told_how_nodes_get_it(paths: SitePaths, tmp_path: Path) -> None:
     content = {**CONTENT, "layers/hybrid.squashfs": b"shared" * 500_000}
     small_capsule(tmp_path / "h.vnfs", content)
     done = kit(paths, "vnfs", "import", tmp_path / "h.vnfs")
     assert done.returncode == 0, done.stderr
-    assert done.stderr.startswith("WARNING: 3.0 MB of tiny-1.0.amd64 are in its hybrid layer") and NAME in done.stdout
+    said = "3.0 MB of tiny-1.0.amd64 are in its hybrid layer, which nodes mount by NFS"
+    assert said in done.stdout
+    settings = paths.config / "site.toml"
+    settings.write_text(settings.read_text() + '\nnfs = "off"\n')
+    again = kit(paths, "vnfs", "import", tmp_path / "h.vnfs")
+    assert again.stderr.startswith(f"WARNING: {said}, and this master can't export it yet")
     assert store(paths).blob(sha256_bytes(content["layers/hybrid.squashfs"])).exists()

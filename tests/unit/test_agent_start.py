@@ -31,8 +31,19 @@ def test_the_agent_brings_the_programs_that_a_minimal_root_lacks(node: Node, roo
     home = root / "usr/lib/capsulekit/bin"
     done = subprocess.run([home / "sha256sum"], input=b"x", capture_output=True, check=True)
     assert done.stdout.startswith(b"2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881")
-    for name in ("awk", "cmp", "timeout"):
+    for name in ("awk", "cmp", "stat", "timeout", "xargs"):
         assert (home / name).readlink() == Path("busybox")
+
+
+def test_it_brings_what_lists_the_roots_changes(node: Node, root: Path) -> None:
+    node.out("install_agent")
+    listing = root / "usr/lib/capsulekit/capsule-tree"
+    assert stat.S_IMODE(listing.stat().st_mode) == 0o755
+    needed = [line for line in listing.read_text().splitlines() if line.startswith("# needs:")]
+    programs = {path.name for path in (root / "usr/lib/capsulekit/bin").iterdir()}
+    assert set(needed[0].split()[2:]) <= programs
+    listed = subprocess.run(["busybox", "--list"], capture_output=True, text=True, check=True).stdout.split()
+    assert programs - {"busybox"} <= set(listed), "what it brings is really in it"
 
 
 def test_without_a_busybox_the_roots_own_programs_must_do(node: Node, root: Path) -> None:

@@ -39,6 +39,7 @@ HOSTILE = {
 }
 # The verbs that change nothing.
 READING = {
+    "history",
     "list",
     "nodelist",
     "show",

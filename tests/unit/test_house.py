@@ -156,8 +156,8 @@ def test_no_distribution_is_asked_for_by_name_outside_its_own_file() -> None:
 # --- child processes
 
 # Programs that are wrapped by a class for another file (the lab runs any program in its namespace) are words there.
-STARTERS = {"run.py", "squashfs.py", "tree.py", "dnsmasq.py", "lab.py", "qemu.py", "net.py", "console.py", "demo.py",
-            "site.py"}  # fmt: skip
+STARTERS = {"run.py", "squashfs.py", "tree.py", "supervised.py", "lab.py", "qemu.py", "net.py", "console.py", "demo.py",
+            "site.py", "enter.py"}  # fmt: skip
 
 
 def programs() -> dict[str, set[str]]:

@@ -13,6 +13,9 @@ import pytest
 from capsulekit.errors import CapsulekitError
 from capsulekit.rootfs.hybrid import Hybrid, Kept, Moved, describe
 from capsulekit.rootfs.normalise import Ledger, Normaliser
+from capsulekit.sitepaths import SitePaths
+from provisioner.registry.model import InstalledCapsule
+from provisioner.vnfs.hybridlist import taken_folders
 
 EPOCH = 1_700_000_000
 DOC = b"a page of text\n" * 1000
@@ -210,15 +213,35 @@ CLOSURE = {
 
 
 @pytest.mark.parametrize("top", ["usr/lib", "lib"])
-def test_a_glob_that_takes_what_a_node_needs_to_boot_fails_with_the_chain(tmp_path: Path, top: str) -> None:
-    root = [folder(top), file(f"{top}/libc.so.6", mode=0o755), file(f"{top}/ld.so.2"), file(f"{top}/x")]
+@pytest.mark.parametrize("glob", ["/usr/lib/l*", "/usr/lib/ld.so.2", "/usr/lib/**/l*"])
+def test_a_glob_that_means_what_a_node_needs_to_boot_fails_with_the_chain(tmp_path: Path, top: str, glob: str) -> None:
+    root = [folder(top), file(f"{top}/libc.so.6", mode=0o755), file(f"{top}/ld.so.2"), file(f"{top}/lx")]
     with pytest.raises(CapsulekitError) as caught:
-        split(tmp_path, ["/opt", "/usr/lib"], *root, closure=CLOSURE)
+        split(tmp_path, ["/opt", glob], *root, closure=CLOSURE)
+    more = "" if glob.endswith(".2") else " (and 1 more)"
     assert str(caught.value) == (
-        f"[hybridize] /usr/lib takes /{top}/ld.so.2 (and 1 more), which a node needs to boot: "
+        f"[hybridize] {glob} takes /{top}/ld.so.2{more}, which a node needs to boot: "
         "the first program: /sbin/init -> /usr/lib/ld.so.2"
     )
-    assert split(tmp_path, ["/usr/lib/x"], *root, closure=CLOSURE).moved == {f"{top}/x"}
+    assert split(tmp_path, ["/usr/lib/lx"], *root, closure=CLOSURE).moved == {f"{top}/lx"}
+
+
+@pytest.mark.parametrize("glob", ["/usr/lib", "/usr/lib/", "/usr/lib/**", "/usr"])
+def test_below_a_folder_that_a_glob_names_what_a_node_needs_to_boot_stays_and_is_named(
+    tmp_path: Path, glob: str
+) -> None:
+    root = [folder("usr/lib"), file("usr/lib/libc.so.6", mode=0o755), file("usr/lib/ld.so.2"), file("usr/lib/x")]
+    done = split(tmp_path, [glob], *root, closure=CLOSURE)
+    assert done.moved == {"usr/lib/x"}
+    assert [(kept.path, kept.reason) for kept in done.hybrid.kept] == [
+        (path, "a node needs it to boot (the first program)") for path in ("usr/lib/ld.so.2", "usr/lib/libc.so.6")
+    ]
+
+
+def test_a_folder_of_nothing_else_is_refused(tmp_path: Path) -> None:
+    root = [folder("usr/lib"), file("usr/lib/libc.so.6", mode=0o755), file("usr/lib/ld.so.2")]
+    with pytest.raises(CapsulekitError, match=r"/usr/lib takes /usr/lib/ld\.so\.2 \(and 1 more\), which a node needs"):
+        split(tmp_path, ["/usr/lib"], *root, closure=CLOSURE)
 
 
 def test_a_tar_that_breaks_off_is_an_error(tmp_path: Path) -> None:
@@ -249,3 +272,16 @@ def test_the_report_says_what_each_glob_saves_and_what_stays_by_reason() -> None
 def test_what_is_saved_is_counted_compressed(tmp_path: Path) -> None:
     moved = split(tmp_path, ["/usr/share/doc"], *DOCS).ledger.moved["/usr/share/doc"]
     assert moved.unpacked == len(DOC) and 0 < moved.packed < len(DOC) // 50
+
+
+@pytest.mark.parametrize("folder", ["/lib/site", "/usr/lib//site/", "/usr/lib/x/../site", "/usr/./lib/site"])
+def test_what_nodes_mount_is_taken_however_it_is_spelled(tmp_path: Path, folder: str) -> None:
+    settings = tmp_path / "etc/modules/nfsmounts"
+    settings.mkdir(parents=True)
+    (settings / "all").write_text(f"10.0.0.5:/vol {folder} ro\n10.0.0.5:/root /.\n")
+    row = InstalledCapsule("tiny-1.0.amd64", "aa" * 32, "00" * 8, "RWQ", "1.0", "amd64", 5.0)
+    taken = taken_folders(SitePaths(tmp_path / "etc", tmp_path / "var"), row)
+    assert "" not in taken and len(taken) == 2
+    for glob in ("/lib/site", "/usr/lib/site/a*"):
+        with pytest.raises(CapsulekitError, match=r"is refused: nodes mount a file system there"):
+            Hybrid((glob,), {}, taken=taken)

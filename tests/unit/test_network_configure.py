@@ -114,6 +114,14 @@ MORE: dict[str, Any] = {
     "problems": ["node n0 …"],
     "dnsmasq": {"pid": None, "restarts": 2, "died": 1.0, "last_words": "out of memory"},
     "resolver": {"pid": 9, "restarts": 0, "died": 0.0, "last_words": ""},
+    "nfs": {
+        "server": "ganesha",
+        "exports": {"ab": "x-1.amd64"},
+        "offered": 7,
+        "transfer": "10.0.0.1:/blobs",
+        "problems": ["nodes get no files by NFS: …"],
+        "ganesha": {"pid": None, "restarts": 1, "died": 1.0, "last_words": "no memory"},
+    },
     "reloads": 1,
     "reload_error": "no",
     "reload_hint": "",
@@ -179,4 +187,7 @@ def test_status_names_what_is_wrong(tmp_path: Path) -> None:
     assert "Dnsmasq: NOT RUNNING, it will be started again; 2 restarts, last died 1970-01-01" in text
     assert ": out of memory\nDnsmasq for names: running, process 9\n" in text
     assert "\nDHCP: own, 3 leases\nNetwork: far 10.2.0.0/24 through a relay\n" in text
+    assert "\nNFS: nfs-ganesha NOT RUNNING, it will be started again; 1 restart, last died 1970-01-01" in text
+    assert ": no memory, 1 hybrid layer exported\nTransfer: by NFS from 10.0.0.1:/blobs, 7 files\n" in text
+    assert "\nProblem: nodes get no files by NFS: …\n" in text
     assert text.endswith("Reload: refused: no\nProblem: node n0 …")

@@ -287,6 +287,8 @@ FAULTS = [
           "plan: line 20 is not understood: mirror file:///etc", CHECK, plan(extra="mirror file:///etc")),
     Fault("plan: $plan_kind $plan_twice is named twice", "plan: layer layers/rootfs.squashfs is named twice", CHECK,
           plan(extra="layer layers/rootfs.squashfs 9000")),
+    Fault("plan: nfs is named twice", "plan: nfs is named twice", CHECK,
+          plan(extra="nfs 10.0.0.1:/a\nnfs 10.0.0.1:/b")),
     Fault("plan: names no layer", "plan: names no layer", CHECK, plan(layer=None)),
     Fault("plan: $plan_path has no 'file' line", "plan: boot/vmlinuz has no 'file' line", CHECK, plan(vmlinuz=None)),
     Fault("not enough memory: $mem_text",

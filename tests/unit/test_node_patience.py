@@ -37,7 +37,10 @@ REASONS = {
     "not-accepted": "this node is not accepted yet (capsulekit node accept); it goes on by itself then",
     "no-capsule": "no capsule is set for this node on the master",
     "capsule-missing": "this node's capsule is not on the master",
-    "mounted for editing": "the master says: mounted for editing",
+    "capsule-mounted x-1.0.amd64 is mounted for editing by al since 2026-11-23 UTC": (
+        "x-1.0.amd64 is mounted for editing by al since 2026-11-23 UTC; it goes on by itself after umount or close"
+    ),
+    "something new": "the master says: something new",
 }
 
 

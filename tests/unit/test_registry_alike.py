@@ -14,6 +14,7 @@ import pytest
 from capsulekit_cli import cli
 from command_tree import leaves
 from databases import PgServer
+from edited_capsule import edited
 from small_capsule import AUTHOR, CONTENT, small_capsule
 
 from capsulekit.sitepaths import SitePaths
@@ -28,6 +29,7 @@ from provisioner.vnfs.store import VnfsStore
 
 NOW = 1_800_000_000.0
 TINY = "tiny-1.0.amd64"
+TREE = b"capsulekit-tree 1\nnode\nupper\netc/x f 0644 0 0 1 -\nend\n" * 40
 NIC = Device(fake.E1000, "e1000", "e1000", boot=True)
 MODULE = 'name = "motd"\nversion = "1"\nsummary = "Says it."\nstates = ["init"]\nroles = ["init/all"]\n'
 # What these do has nothing to do with the registry, or goes on until it is ended: tests/integration/test_two_masters.py
@@ -48,7 +50,33 @@ vnfs list
 vnfs list --json
 vnfs verify tiny
 vnfs export tiny {site}/out.vnfs
+mount nowhere
+umount copy
+close copy
+shell nowhere -- true
+vnfs mount nowhere
+vnfs umount tiny
+vnfs close nowhere
 -y vnfs configure tiny
+vnfs history tiny
+vnfs rollback tiny
+! edited
+! edited
+vnfs history tiny
+vnfs history copy -v
+vnfs rollback tiny --dry-run
+vnfs rollback tiny -m why
+vnfs rollback tiny --to 3 --json
+vnfs history tiny --json
+vnfs export tiny {site}/old.vnfs --generation 2
+vnfs delete tiny --generation 2 --dry-run
+-y vnfs delete tiny --generation 1
+-y vnfs delete tiny --generation 2
+vnfs rollback tiny --to 2
+-y vnfs delete tiny --keep 1
+vnfs verify tiny copy --json
+vnfs kernel tiny --from nobody
+vnfs rebuild nobody
 node add 52:54:00:00:00:01
 node add 52-54-00-00-00-02 --dry-run
 node add 52:54:00:00:00:02 Alpha.west
@@ -107,6 +135,7 @@ group status
 node drift
 ! drift
 node drift
+-y vnfs livesync copy
 node console-log n0000 beta
 node console-log --all --json n0000
 node accept beta
@@ -136,7 +165,19 @@ node list --json
 """.strip().splitlines()
 # The slips among them, which both must refuse in the same words.
 REFUSED = [
+    "mount nowhere",
+    "umount copy",
+    "close copy",
+    "shell nowhere -- true",
+    "vnfs mount nowhere",
+    "vnfs umount tiny",
+    "vnfs close nowhere",
     "-y vnfs configure tiny",
+    "vnfs rollback tiny",
+    "-y vnfs delete tiny --generation 1",
+    "vnfs rollback tiny --to 2",
+    "vnfs kernel tiny --from nobody",
+    "vnfs rebuild nobody",
     "node add 52:54:00:00:00:01 twice",
     "node add 52:54:00:00:00:03 alpha",
     "node list nobody n0000",
@@ -145,6 +186,7 @@ REFUSED = [
     "node set hostname ALPHA n0000",
     "node set colour red n0000",
     "module activate hostname init/nowhere/x",
+    "-y vnfs livesync copy",
     "-y node replace n0000 lent1",
     "-n node delete beta",
     "group delete g3 -n",
@@ -182,11 +224,16 @@ def between(what: str, paths: SitePaths) -> None:
         update_flat(paths.config / "site.toml", {"attributes": "rack bmc"})
         update_flat(paths.config / "site.toml", {"register_file": str(paths.state / "identity")})
         return
+    if what == "edited":
+        edited(paths, TINY, {"opt": b"x"})
+        return
     registry = open_registry(paths)
     registry.history_days = 10**6
     mac = "52:54:00:00:00:01"
     desk = Desk(paths, load_site(paths), registry, site_catalog(paths), VnfsStore(paths, registry))
     if what == "drift":
+        # What a node sends stays what it was, also where the registry was moved in between.
+        assert registry.tree("52:54:00:00:00:02") == TREE and registry.tree_marks()["52:54:00:00:00:02"].seen == NOW
         registry.set_nodes("kargs", "single", [mac])
     else:
         registry.record_lease(mac, "10.0.200.9", "n0000", NOW + 60)
@@ -202,6 +249,7 @@ def between(what: str, paths: SitePaths) -> None:
         registry.record_state(mac, "handoff", "10.0.200.9", seconds=20.5)
         registry.record_state(mac, "ready", "10.0.200.9")
         registry.record_step("52:54:00:00:00:02", "mount", "failed", detail="no such layer")
+        assert registry.record_tree("52:54:00:00:00:02", TREE)
         assert registry.drop_lease(mac, "10.0.200.9")
     registry.close()
 
@@ -209,7 +257,7 @@ def between(what: str, paths: SitePaths) -> None:
 def plain(text: str, folder: Path, place: str) -> str:
     """A command's words without what differs between any two sites."""
     text = text.replace(place, "PLACE").replace(place.partition("?")[0], "PLACE").replace(str(folder), "SITE")
-    text = re.sub(r"\b[0-9a-f]{16,128}\b", "HEX", text)
+    text = re.sub(r"\b([0-9a-f]{16,128}|[0-9A-F]{16})\b", "HEX", text)
     text = re.sub(r"\b[0-9]+ changes", "N changes", text)  # a move is one itself
     return re.sub(r"\b[0-9]+(\.[0-9]+)? ?(kB|MB|GB|MiB|GiB|bytes)\b", "SIZE", text)
 

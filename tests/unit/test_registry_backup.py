@@ -40,6 +40,7 @@ def fill(registry: Registry) -> None:
     registry.record_state(MAC, "init", "10.0.0.9", seconds=1.5, mem_used_kb=77)
     registry.record_devices(MAC, (Device("pci:v1", "e1000", "e1000", boot=True),))
     registry.record_booted(MAC, "plan")
+    registry.record_tree(MAC, b"a list")
     registry.record_lease(MAC, "10.0.0.9", "a", 1e9 + 1 / 3)
     registry.add_ticket("t", MAC, "10.0.0.9", 4e9)
     registry.add_session("s", MAC, "10.0.0.9", 4e9)

@@ -95,6 +95,13 @@ def test_the_file_system_is_that_of_the_nearest_mount(tmp_path: Path, path: str,
     assert sqlite.file_system_type(Path(path), mounts) == kind
 
 
+def test_a_mount_whose_name_a_user_chose_stops_nothing(tmp_path: Path) -> None:
+    """The kernel escapes neither a carriage return nor a form feed."""
+    mounts = tmp_path / "mountinfo"
+    mounts.write_bytes(MOUNTS.encode() + b"50 1 0:9 / /home/eve/a\rb\x0cc\xe2\x80\xa8d rw - fuse  rw\n")
+    assert sqlite.file_system_type(Path("/srv"), mounts) == "nfs4"
+
+
 @pytest.mark.parametrize("kind", ["nfs", "nfs4", "cifs", "smb3", "ceph", "fuse.sshfs", "lustre"])
 def test_a_network_file_system_is_refused_with_the_way_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str

@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from capsulekit.errors import CapsulekitError
-from capsulekit.run import CommandFailed, DiskFull, ToolMissing, failed, run, tool
+from capsulekit.run import CommandFailed, DiskFull, Interrupted, ToolMissing, failed, run, run_bounded, tool
 
 
 def test_stdout_is_returned_and_arguments_are_never_a_shells() -> None:
@@ -153,3 +155,44 @@ def test_another_thread_can_stop_it(tmp_path: Path) -> None:
     with apart(tmp_path, "sleep 600", "0.5") as child:
         out, _ = child.communicate(timeout=60)
     assert out == "status -9\n"
+
+
+# --- programs whose words come from another machine
+
+
+def bounded(script: str, tmp_path: Path, **more: Any) -> bytes:
+    with (tmp_path / "out").open("w+b") as out:
+        run_bounded(["sh", "-c", script], out, purpose="ask", **{"most": 1000, "timeout": 30.0, **more})
+        out.seek(0)
+        return out.read()
+
+
+def test_what_another_machine_says_is_taken_up_to_a_bound(tmp_path: Path) -> None:
+    assert bounded("printf x; echo noise >&2", tmp_path) == b"x"
+    assert len(bounded("head -c 1000 /dev/zero", tmp_path)) == 1000
+    with pytest.raises(CapsulekitError, match="it sent more than 1000 bytes"):
+        bounded("exec cat /dev/zero", tmp_path)
+
+
+def test_of_its_errors_the_end_is_kept_however_many_there_are(tmp_path: Path) -> None:
+    with pytest.raises(CommandFailed) as caught:
+        bounded("yes 0123456789 | head -c 3000000 >&2; echo the cause >&2; exit 9", tmp_path)
+    assert (caught.value.status, caught.value.output.endswith("the cause")) == (9, True)
+    assert len(caught.value.output) <= 16 << 10
+
+
+@pytest.mark.parametrize("script", ["exec sleep 60", "exec >&- 2>&-; exec sleep 60"])
+def test_one_that_takes_too_long_is_ended(script: str, tmp_path: Path) -> None:
+    began = time.monotonic()
+    with pytest.raises(CapsulekitError, match=r"sh did not finish within 0\.5 s \(to ask\)"):
+        bounded(script, tmp_path, timeout=0.5)
+    assert time.monotonic() - began < 20
+
+
+def test_one_is_ended_when_the_command_as_a_whole_ends(tmp_path: Path) -> None:
+    stop = threading.Event()
+    threading.Timer(0.3, stop.set).start()
+    began = time.monotonic()
+    with pytest.raises(Interrupted):
+        bounded("exec sleep 60", tmp_path, stop=stop)
+    assert time.monotonic() - began < 20

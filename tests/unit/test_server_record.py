@@ -15,7 +15,7 @@ from provisioner.server.record import Record, record_file, write_record
 
 
 class Manager:
-    """Stands in for the network manager: only what it says of itself is asked for here."""
+    """Stands in for the network manager and the NFS manager: only what it says of itself is asked for here."""
 
     def status(self) -> dict[str, Any]:
         return {"dnsmasq": {}}
@@ -38,7 +38,7 @@ def test_an_older_look_never_comes_after_a_newer_one(tmp_path: Path, monkeypatch
             older_ended.wait(5)
 
     monkeypatch.setattr(record, "write_record", slowly)
-    kept = Record(paths, Manager())  # type: ignore[arg-type]
+    kept = Record(paths, Manager(), Manager())  # type: ignore[arg-type]
 
     def look() -> None:
         kept.write()

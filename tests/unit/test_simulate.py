@@ -17,7 +17,9 @@ from provisioner.registry.defaults import Defaults
 from provisioner.registry.model import InstalledCapsule
 from provisioner.registry.registry import Registry, open_registry
 from provisioner.simulate import pretend
+from provisioner.simulate.node import Master, PretendNode
 from provisioner.simulate.tally import MOST_REASONS, OTHERS, Durations, Tally, lines
+from provisioner.simulate.wire import Address, Answer, Failed
 
 MAC = "52:54:00:12:34:56"
 
@@ -133,6 +135,42 @@ def test_two_runs_at_once_are_refused(paths: SitePaths, registry: Registry) -> N
             done = cli("simulate", *words)
             assert done.status == 1 and "another simulate is running" in done.err
     assert len(registry.nodes()) == 1
+
+
+async def _plan_of(answers: list[Answer], monkeypatch: pytest.MonkeyPatch) -> tuple[Tally, list[list[str]]]:
+    """What a pretend node makes of the answers to its questions for a plan; it waits no second of real time."""
+    waits: list[float] = []
+
+    async def post(*_: object, **__: object) -> Answer:
+        return answers.pop(0)
+
+    async def sleep(seconds: float) -> None:
+        waits.append(seconds)
+
+    tally = Tally()
+    node = PretendNode(Master(Address("127.0.0.1", 1), Address("127.0.0.1", 1)), MAC, "", tally)
+    monkeypatch.setattr(node.tls, "post", post)
+    monkeypatch.setattr("provisioner.simulate.node.asyncio.sleep", sleep)
+    plan = await node._plan()
+    assert not answers and all(3 <= one <= 5 for one in waits) and len(waits) == tally.waited
+    return tally, plan
+
+
+async def test_a_pretend_node_of_a_mounted_capsule_waits_and_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = Answer(202, {}, b"wait capsule-mounted tiny is mounted for editing by alice since 2026\n")
+    tally, plan = await _plan_of([told, told, Answer(200, {}, b"plan 1\nend\n")], monkeypatch)
+    assert (tally.waited, plan) == (2, [["plan", "1"], ["end"]])
+    assert any(
+        line.startswith("Told to wait for the capsule") and "2 times" in line for line in lines(tally.record(1, 1.0))
+    )
+
+
+async def test_it_waits_for_nothing_else_and_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(Failed, match="told to wait: disabled"):
+        await _plan_of([Answer(202, {}, b"wait disabled\n")], monkeypatch)
+    monkeypatch.setattr("provisioner.simulate.node.WAIT_SECONDS", -1.0)
+    with pytest.raises(Failed, match="told to wait: capsule-mounted tiny"):
+        await _plan_of([Answer(202, {}, b"wait capsule-mounted tiny\n")], monkeypatch)
 
 
 def test_what_is_printed_of_durations_is_five_percent_too_high_at_most() -> None:

@@ -160,6 +160,25 @@ def test_more_layers_than_the_page_of_options_holds_are_refused(stage2: Stage2) 
     assert len(stage2.calls()) == 1
 
 
+def test_the_layers_are_shown_to_root_alone_and_a_failure_there_stops_no_boot(stage2: Stage2) -> None:
+    stage2.fake("mount")
+    run, stack, root = (f"{stage2.folder}/{name}" for name in ("run/shown", "stack", "root"))
+    stage2.out("stack_lower=$STACK/0:$STACK/1:$STACK/h; show_stack")
+    overlay = "redirect_dir=off,metacopy=off,index=off,xino=off overlay"
+    assert stage2.calls() == [
+        f"mount -o bind {stack}/u {run}/u", f"mount -o remount,bind,ro {stack}/u {run}/u",
+        f"mount -o bind {stack}/0 {run}/n", f"mount -o remount,bind,ro {stack}/0 {run}/n",
+        f"mount -t overlay -o ro,lowerdir={stack}/1:{stack}/h,{overlay} {run}/c",
+        f"mount -t overlay -o ro,lowerdir={stack}/0:{stack}/1:{stack}/h,{overlay} {run}/b",
+        f"mount -o bind {root} {run}/m", f"mount -o remount,bind,ro {root} {run}/m",
+    ]  # fmt: skip
+    assert (stage2.folder / "run/shown").stat().st_mode & 0o777 == 0o700
+    (stage2.folder / "dev/console").touch()
+    stage2.fake("mount", "echo no memory >&2; exit 32")
+    stage2.out("SHOWN=$SHOWN.again; stack_lower=$STACK/0:$STACK/1; show_stack")
+    assert "the layers can't be shown to the running system" in stage2.said and "no memory" in stage2.said
+
+
 def test_a_network_layer_without_its_part_of_the_initrd_is_refused(stage2: Stage2) -> None:
     stage2.out('stack_lower=/s/0; add_network_layer; [ "$stack_lower" = /s/0 ]')
     stage2.cmdline("ck.hybrid=nfs4:10.0.0.1:/x")

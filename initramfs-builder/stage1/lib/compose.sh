@@ -63,7 +63,7 @@ compose() { # fetch what is missing, each entry behind its header
             "$(file_size "$INITRD")" >>"$COMPOSED"
         rm -f "$COMPOSED.partial"
     done 3<"$RUN/wanted"
-    detail "$compose_n files, $(megabytes "$(file_size "$INITRD")") MB"
+    detail "$compose_n files, $(megabytes "$(file_size "$INITRD")") MB$(nfs_count)"
 }
 
 compose_open() { # sets compose_at, where the data begins: behind a new header, or where an earlier attempt began

@@ -97,6 +97,7 @@ tell_handoff() { # everything is here: a master that is away now must not stop t
 }
 
 quiesce() { # no device may write into memory that belongs to the next kernel, and no disk may be left dirty
+    nfs_close # while there is a network
     dhcp_stop
     disk_close
     sync

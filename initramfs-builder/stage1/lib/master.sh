@@ -125,6 +125,7 @@ wait_reason() { # WORD
         disabled) printf 'this node is disabled on the master; it goes on by itself once enabled\n' ;;
         not-accepted) printf 'this node is not accepted yet (capsulekit node accept); it goes on by itself then\n' ;;
         no-capsule) printf 'no capsule is set for this node on the master\n' ;;
+        'capsule-mounted '*) printf '%s; it goes on by itself after umount or close\n' "${1#capsule-mounted }" ;;
         capsule-missing) printf "this node's capsule is not on the master\n" ;;
         *) printf 'the master says: %s\n' "$1" ;;
     esac

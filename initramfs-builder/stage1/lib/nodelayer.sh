@@ -5,7 +5,8 @@
 AGENT_HOME=usr/lib/capsulekit # inside the new root
 AGENT_CONF=etc/capsulekit/agent
 # What the agent and the shipped modules run on the node and a minimal root may lack.
-AGENT_PROGRAMS='awk cat chmod chown cmp cp cut dd grep ln mkdir mkfifo mv pidof rm sed sha256sum sleep tail timeout tr'
+AGENT_PROGRAMS='awk cat chmod chown cmp cp cut dd find grep ln mkdir mkfifo mv pidof readlink rm rmdir sed sha256sum
+    sleep sort stat tail timeout tr xargs'
 
 write_identity() { # a stable machine-id, from the registry
     mkdir -p "$NEWROOT/etc"
@@ -19,8 +20,10 @@ install_agent() { # with a curl of its own: a minimal root has none, and busybox
     mkdir -p "$NEWROOT/$AGENT_HOME/lib" "$NEWROOT/$AGENT_CONF"
     copy_curl "$NEWROOT/$AGENT_HOME"
     copy_programs "$NEWROOT/$AGENT_HOME"
+    # Each by its full name, which the check of the image looks for.
     cp "$LIB/agent/capsule-agent" "$NEWROOT/$AGENT_HOME/capsule-agent"
-    chmod 755 "$NEWROOT/$AGENT_HOME/capsule-agent"
+    cp "$LIB/agent/capsule-tree" "$NEWROOT/$AGENT_HOME/capsule-tree"
+    chmod 755 "$NEWROOT/$AGENT_HOME/capsule-agent" "$NEWROOT/$AGENT_HOME/capsule-tree"
     cp "$SITE/ca.pem" "$NEWROOT/$AGENT_CONF/ca.pem"
     cp "$SITE/masters" "$NEWROOT/$AGENT_CONF/masters"
     chmod 644 "$NEWROOT/$AGENT_CONF/ca.pem" "$NEWROOT/$AGENT_CONF/masters"

@@ -53,6 +53,7 @@ plan_line_known() { # MAC KIND REST
         init) case $plan_rest in /*) is_member "${plan_rest#/}" ;; *) return 1 ;; esac ;;
         kargs) ;;
         mirror) is_url "$plan_rest" ;;
+        nfs) is_export "$plan_rest" ;;
         file | layer | script | provision | data) plan_item_known "$plan_kind" "$plan_rest" ;;
         *) return 1 ;;
     esac
@@ -83,6 +84,16 @@ plan_item_known() { # KIND REST
     esac
 }
 
+is_export() { # ADDRESS:/PATH, IPv6 in brackets: one word of mount(8) with nothing surprising in it
+    case $1 in
+        *..* | *//* | */ | *[!]A-Za-z0-9._/:@+[-]*) return 1 ;;
+        \[*]:/*) export_path=${1#*]:/} export_host=${1%%]:/*} && is_ipv6 "${export_host#\[}" || return 1 ;;
+        *:/*) export_path=${1#*:/} && is_ipv4 "${1%%:/*}" || return 1 ;;
+        *) return 1 ;;
+    esac
+    case $export_path in '' | *[!A-Za-z0-9._/@+-]*) return 1 ;; esac
+}
+
 is_one_of() { [ "$1" = "$2" ] || [ "$1" = "$3" ]; }
 
 is_order() { case $1 in [0-9] | [0-9][0-9] | [0-9][0-9][0-9]) ;; *) return 1 ;; esac }
@@ -105,6 +116,7 @@ is_layer() { # layers/NAME: one level, so that its name can stand in a list and 
 }
 
 plan_no_duplicates() { # FILE
+    [ "$(grep -c '^nfs ' "$1")" -le 1 ] || fail "plan: nfs is named twice"
     for plan_kind in file layer; do
         plan_twice=$(grep "^$plan_kind " "$1" | cut -d' ' -f2 | sort | uniq -d | head -n 1)
         [ -z "$plan_twice" ] || fail "plan: $plan_kind $plan_twice is named twice"

@@ -53,6 +53,21 @@ mount_stack() {
     mount_overlay
 }
 
+show_stack() { # for root on the running system: what was written, what is the node's own, and what lies below them
+    # Nothing of it is needed for a start, so nothing of it stops one.
+    mkdir -m 700 "$SHOWN" && mkdir "$SHOWN/u" "$SHOWN/n" "$SHOWN/c" "$SHOWN/b" "$SHOWN/m" &&
+        show_view "$STACK/u" u && show_view "${stack_lower%%:*}" n && show_view "${stack_lower#*:}" c &&
+        show_view "$stack_lower" b && show_view "$ROOT" m && return
+    say "the layers can't be shown to the running system, so there is no telling what changed on it: $(complaint)"
+}
+
+show_view() { # LOWERS NAME: one folder as it is, or several as one tree
+    case $1 in
+        *:*) try mount -t overlay -o "ro,lowerdir=$1,redirect_dir=off,metacopy=off,index=off,xino=off" overlay "$SHOWN/$2" ;;
+        *) try mount -o bind "$1" "$SHOWN/$2" && try mount -o remount,bind,ro "$1" "$SHOWN/$2" ;;
+    esac
+}
+
 add_network_layer() { # the lowest of a hybrid capsule
     hybrid_from=$(karg ck.hybrid)
     [ -n "$hybrid_from" ] || return 0
@@ -72,9 +87,20 @@ mount_overlay() {
     try mount -t overlay -o "$stack_options" overlay "$ROOT"
 }
 
-set_acls() {
-    for acl_file in "$LAYERS"/*.acl; do
-        [ ! -f "$acl_file" ] || apply_acls "$acl_file"
+set_acls() { # the lowest layer's list first: a list says what an upper layer has, and has no more
+    acl_order=
+    while read -r acl_layer <&3; do acl_order="${acl_layer%.squashfs} $acl_order"; done 3<"$LAYERS/order"
+    for acl_layer in $acl_order; do
+        [ ! -f "$LAYERS/$acl_layer.acl" ] || apply_acls "$LAYERS/$acl_layer.acl"
+    done
+}
+
+leads_through_link() { # PATH below the root
+    link_at=$ROOT link_rest=$1
+    while :; do
+        [ ! -L "$link_at/${link_rest%%/*}" ] || return 0
+        link_at=$link_at/${link_rest%%/*}
+        case $link_rest in */*) link_rest=${link_rest#*/} ;; *) return 1 ;; esac
     done
 }
 
@@ -91,17 +117,24 @@ unescape() { # TEXT: percent escapes to bytes; one more "." at the end keeps a f
     printf '%s.' "$unescape_rest"
 }
 
-apply_acls() { # FILE: PATH<TAB>access|default<TAB>ACL lines; a path that a higher layer took away is skipped
+set_default_acl() { # ACL-OR-NOTHING FOLDER
+    if [ -n "$1" ]; then try setfacl -d --set "$1" -- "$2"; else try setfacl -k -- "$2"; fi
+}
+
+# What a higher layer took away, or put a link in the place of, is skipped. No ACL at all: there is none any more.
+apply_acls() { # FILE: PATH<TAB>access|default<TAB>ACL lines
     while IFS="$TAB" read -r acl_path acl_kind acl_text <&3; do
         acl_target=$(unescape "$acl_path")
-        acl_target=$ROOT/${acl_target%.}
-        if [ ! -e "$acl_target" ] || [ -L "$acl_target" ]; then continue; fi
+        acl_target=${acl_target%.}
+        if [ ! -e "$ROOT/$acl_target" ] || leads_through_link "$acl_target"; then continue; fi
+        acl_target=$ROOT/$acl_target
+        if [ "$acl_kind" = default ] && [ ! -d "$acl_target" ]; then continue; fi
         DOING="setting the ACL of /$acl_path"
         # Copied up first: overlay refuses an ACL while the file below is squashfs's, which knows none.
         try chmod "$(stat -c %a "$acl_target")" "$acl_target"
         case $acl_kind in
             access) try setfacl --set "$acl_text" -- "$acl_target" ;;
-            default) try setfacl -d --set "$acl_text" -- "$acl_target" ;;
+            default) set_default_acl "$acl_text" "$acl_target" ;;
         esac
     done 3<"$1"
 }

@@ -1,0 +1,7 @@
+"""``capsulekit vnfs mount``, where the manual has it."""
+
+from __future__ import annotations
+
+from provisioner.cli._mount import cli
+
+__all__ = ["cli"]
