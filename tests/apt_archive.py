@@ -62,6 +62,8 @@ class Archive:
         self.mirror = Mirror(self.folder)
         address = f"http://127.0.0.1:{self.mirror.server_address[1]}"
         (self.own / "sources.list").write_text(f"deb {address} bookworm main\n")
+        # HTTP tells times in seconds: two publications within one would be "not modified" to apt.
+        self._published = int(time.time()) - 3600
         self.key = self.new_key("archive")
         self.publish_key(self.key)
 
@@ -117,6 +119,9 @@ class Archive:
         signed = run("gpg", "--batch", "--quiet", *when, "--passphrase", "", "--pinentry-mode", "loopback",
                      "--local-user", key or self.key, "--clearsign", env=self._env, stdin=release.encode())  # fmt: skip
         (dists / "InRelease").write_bytes(signed)
+        self._published += 60
+        for path in (p for p in dists.rglob("*") if p.is_file()):
+            os.utime(path, (self._published, self._published))
 
     def stop(self) -> None:
         """End the mirror, and gpg's agent, which works in the background for this folder only."""
