@@ -62,3 +62,6 @@ if [ "$(cat .venv/.stamp 2>/dev/null)" != "$stamp" ]; then
     .venv/bin/pip install -qq --disable-pip-version-check --no-input --no-deps --no-build-isolation --editable .
     echo "$stamp" >.venv/.stamp
 fi
+
+# Every command would compile the program anew where Python is told to write no bytecode.
+.venv/bin/python -m compileall -q capsulekit provisioner initramfs-builder

@@ -37,18 +37,23 @@ HYBRID = (
 paths = ["/usr/share", "/usr/lib/locale", "/usr/lib/python3*", "/usr/lib/x86_64-linux-gnu/perl*", "/usr/lib/gcc*"]
 """
 )
-# Printed by the peer's node once it is up; ours tells the master the same difference.
+# Printed by the peer's node once it is up; ours tells the master the same difference. Several times: getty hangs up
+# whoever has the terminal open when it starts.
 REPORT = """[Unit]
 After=multi-user.target
 
 [Service]
 Type=oneshot
-ExecStart=/bin/sh -c 'sleep 5; grep -E "^Mem(Total|Available)" /proc/meminfo; echo ram-is-told'
-StandardOutput=tty
-TTYPath=/dev/ttyS0
+ExecStart=/usr/local/sbin/report
 
 [Install]
 WantedBy=graphical.target multi-user.target
+"""
+TELL = """#!/bin/sh
+for n in 1 2 3; do
+    sleep 5
+    { grep -E '^Mem(Total|Available)' /proc/meminfo; echo ram-is-told; } >/dev/ttyS0
+done
 """
 
 
@@ -101,6 +106,8 @@ def _peer(lab: Lab, capsule: Path, folder: Path) -> tuple[float, float]:
     """The whole root as the kernel's own initramfs, as Warewulf 4 and others boot it."""
     tree = unpacked(capsule, folder / "ram-tree")
     (tree / "etc/systemd/system/report.service").write_text(REPORT)
+    (tree / "usr/local/sbin/report").write_text(TELL)
+    (tree / "usr/local/sbin/report").chmod(0o755)
     wants = tree / "etc/systemd/system/multi-user.target.wants"
     wants.mkdir(exist_ok=True)
     (wants / "report.service").symlink_to("../report.service")

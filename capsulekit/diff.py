@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from capsulekit.capsule.inspect import inspect
+from capsulekit.capsule.manifest import EDIT
 from capsulekit.capsule.read import open_capsule
 from capsulekit.metadata.causes import Explainer, Group
 from capsulekit.metadata.compare import (
@@ -131,8 +132,10 @@ def _sizes(one: Side, two: Side) -> dict[str, tuple[int, int]]:
 
 
 def _silent(one: Side, two: Side) -> tuple[str, ...]:
-    layers = [n for n in one.sums if n.endswith(".squashfs") and n in two.sums and one.sums[n] != two.sums[n]]
-    return tuple(sorted(layers))
+    """Layers whose bytes differ; also an edit that only one of them has, such as one of capabilities alone."""
+    differing = {n for n in one.sums.keys() | two.sums.keys() if one.sums.get(n) != two.sums.get(n)}
+    both = one.sums.keys() & two.sums.keys()
+    return tuple(sorted(n for n in differing if EDIT.fullmatch(n) or (n.endswith(".squashfs") and n in both)))
 
 
 def describe(found: Difference, verbose: bool = False) -> str:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import io
 import json
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
-from asking_capsule import NAME, kit
+import pytest
+from asking_capsule import NAME, answers_file, asking_capsule, kit, store_of, trusting_site
 
 from capsulekit.capsule.manifest import Layer
 from capsulekit.files import sha256_file
@@ -22,6 +23,26 @@ from provisioner.vnfs.place import placing
 from provisioner.vnfs.store import VnfsStore
 
 MAC = "52:54:00:00:00:01"
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> SitePaths:
+    return trusting_site(tmp_path)
+
+
+@pytest.fixture
+def asked(paths: SitePaths, tmp_path: Path) -> str:
+    """A capsule with answers, installed: generations 1 (import) and 2 (configure); what was imported."""
+    identity = asking_capsule(tmp_path / "t.vnfs")
+    assert kit(paths, "vnfs", "import", tmp_path / "t.vnfs", "-y", "--answers", answers_file(tmp_path)).status == 0
+    return identity
+
+
+@pytest.fixture
+def store(paths: SitePaths) -> Iterator[VnfsStore]:
+    made = store_of(paths)
+    yield made
+    made.registry.close()  # type: ignore[attr-defined]
 
 
 def edit_layer(out: Path, files: Mapping[str, bytes]) -> Path:

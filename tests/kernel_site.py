@@ -10,6 +10,7 @@ from pathlib import Path
 
 import built
 import kernel_packages
+import pytest
 from asking_capsule import kit, store_of, stored, trusting_site
 from capsulekit_cli import Done
 from initramfs_builder.check.closure import must_be_closed
@@ -29,21 +30,28 @@ KERNEL_PARTS = {"boot/vmlinuz", "boot/initrd.img", "layers/modules.squashfs", "c
 STAGE2 = ("loop", "squashfs", "overlay")
 
 
-def site_with_capsule(folder: Path) -> SitePaths:
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> SitePaths:
     """A site where the small capsule is installed."""
-    paths = trusting_site(folder)
+    paths = trusting_site(tmp_path_factory.mktemp("site"))
     assert kit(paths, "trust", "add", f"{built.author_key()}.pub").status == 0
     good(kit(paths, "vnfs", "import", built.capsule(built.BUSYBOX)))
     return paths
 
 
-@contextmanager
-def copied(installed: SitePaths, folder: Path) -> Iterator[SitePaths]:
-    """A copy of that site in an empty folder; at the end nothing may be mounted there."""
-    shutil.copytree(installed.config.parent, folder / "site")
-    yield SitePaths(folder / "site/etc", folder / "site/var")
-    left = [str(mount.at) for mount in mounts_in(folder)]
+@pytest.fixture
+def paths(installed: SitePaths, tmp_path: Path) -> Iterator[SitePaths]:
+    """A copy of that site; at the end nothing may be mounted there."""
+    shutil.copytree(installed.config.parent, tmp_path / "site")
+    yield SitePaths(tmp_path / "site/etc", tmp_path / "site/var")
+    left = [str(mount.at) for mount in mounts_in(tmp_path)]
     assert not left, f"mounts are left: {left}"
+
+
+@pytest.fixture(scope="module")
+def debs() -> dict[str, Path]:
+    """Kernel packages by the Debian release that they are of."""
+    return {one: kernel_packages.deb(one) for one in ("12", "13")}
 
 
 def release(debian: str) -> str:

@@ -26,6 +26,8 @@ _MAX_INT = (1 << 63) - 1
 
 # The mount list never names the hybrid layer: nodes get it over the network, from the export.
 HYBRID = "layers/hybrid.squashfs"
+# A layer that an edit at a site has put on top of the author's, by its number.
+EDIT = re.compile(r"layers/([0-9]{2})-edit\.squashfs")
 
 
 @dataclass(frozen=True)

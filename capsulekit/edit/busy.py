@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from capsulekit.edit.mounts import mounts_in
+from capsulekit.edit.mounts import mounts, mounts_in
 from capsulekit.errors import CapsulekitError
 from capsulekit.files import read_bounded
 
@@ -44,6 +44,31 @@ def users(at: Path) -> list[User]:
             if how:
                 found.append(User(int(folder.name), _command(folder), how))
     return found
+
+
+def mount_space(process: str = "self") -> str:
+    """The mount namespace of a process, such as "mnt:[4026531841]" (namespaces(7)); raises OSError."""
+    return str((PROC / process / "ns/mnt").readlink())
+
+
+def refuse_elsewhere(space: str, source: str) -> None:
+    """Raise CapsulekitError when the overlay ``source`` is mounted in the mount namespace ``space``, if not ours.
+
+    The kernel lets the same upper folder be mounted twice, and then either may write over what the other wrote.
+    """
+    if space in ("", mount_space()):
+        return
+    for folder in (p for p in PROC.iterdir() if p.name.isdecimal()):
+        with suppress(OSError):  # a process may end while it is looked at
+            if mount_space(folder.name) != space:
+                continue
+            there = [m.at for m in mounts(folder / "mountinfo") if m.kind == "overlay" and m.source == source]
+            if there:
+                raise CapsulekitError(
+                    f"it is mounted at {there[0]} in the mount namespace of {_command(folder)} (pid {folder.name})",
+                    hint=f"umount or close it there, by nsenter --mount --target {folder.name}, or end that process",
+                )
+            return
 
 
 def refuse_busy(at: Path, own: frozenset[Path]) -> None:

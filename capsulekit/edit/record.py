@@ -34,7 +34,7 @@ class EditRecord:
 
     ``base`` is the identity of the generation that is edited, ``made`` of the one that is being switched to; ``file``
     is the capsule file, "" for an installed one. ``own_at``: the mount point was made by us. ``bound``: what ``bind``
-    has mounted, in its order. ``images`` are topmost first.
+    has mounted, in its order. ``images`` are topmost first. ``space`` is the mount namespace it was mounted in.
     """
 
     key: str
@@ -51,6 +51,7 @@ class EditRecord:
     file: str = ""
     made: str = ""
     own_at: bool = False
+    space: str = ""
     bound: tuple[str, ...] = ()
     images: tuple[Image, ...] = ()
     hybrid: Image | None = None

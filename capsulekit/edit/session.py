@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from capsulekit.edit import record as records
-from capsulekit.edit.busy import refuse_busy
+from capsulekit.edit.busy import mount_space, refuse_busy, refuse_elsewhere
 from capsulekit.edit.enter import bind_into, enter_root, unbind_from
 from capsulekit.edit.mounts import mounted_at, read_only, real_path, remove_tree, unmount_all
 from capsulekit.edit.record import EditRecord, edit_folder, keep_room, read_record, write_record
@@ -54,6 +54,7 @@ def open_edit(
     record = EditRecord(
         key, name, base, str(at), who, int(time.time()),
         blocking=blocking, file=file, own_at=own, images=tuple(images), hybrid=hybrid,
+        space=mount_space(),
     ).mine(records.MOUNTING)  # fmt: skip
     write_record(folder, record)
     try:
@@ -90,15 +91,19 @@ def is_mounted(folder: Path) -> bool:
 def resume(folder: Path) -> EditRecord:
     """Mount an edit again whose mounts are gone (the machine was started anew): what was written is still there.
 
-    Nothing is done when it is mounted. Raises CapsulekitError: no edit there, or its mount point is used by something.
+    Nothing is done when it is mounted. Raises CapsulekitError: no edit there, its mount point is used by something, or
+    it is mounted in another mount namespace.
     """
     need_root("mount a capsule")
     record = _record(folder)
     if is_mounted(folder):
         return record
+    refuse_elsewhere(record.space, source_of(folder))
     unmount_stack(folder, place_of(record))
     own = _check_place(place_of(record)) or record.own_at
-    record = write_record(folder, replace(record, own_at=own, bound=(), made="").mine(records.OPEN))
+    record = write_record(
+        folder, replace(record, own_at=own, bound=(), made="", space=mount_space()).mine(records.OPEN)
+    )
     try:
         _mount(folder, record)
     except BaseException:
@@ -148,6 +153,8 @@ def discard(folder: Path) -> None:
         return
     record = read_record(folder)
     if record:
+        if record.state == records.OPEN and not is_mounted(folder):
+            refuse_elsewhere(record.space, source_of(folder))
         _unmount(folder, record)
     _remove(folder, record)
 

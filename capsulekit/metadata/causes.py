@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from capsulekit.capsule.manifest import EDIT
 from capsulekit.metadata.compare import ADDED, REMOVED, PackageChange, PathChange, Side
 from capsulekit.metadata.owners import Cause
 
@@ -60,11 +61,28 @@ class Explainer:
     def _cause(self, change: PathChange) -> str:
         """The first explanation, in the order of how much it says."""
         causes = [*self.two.owners.of(change.path), *self.one.owners.of(change.path)]
-        steps = (self._recipe, self._package, self._settings, self._unit, self._made, self._removing, self._unchanged)
+        steps = (
+            self._edit,
+            self._recipe,
+            self._package,
+            self._settings,
+            self._unit,
+            self._made,
+            self._removing,
+            self._unchanged,
+        )
         for explain in steps:
             for text in explain(change, causes):
                 return text
         return UNEXPLAINED if self.one.owners.lock and self.two.owners.lock else UNKNOWN
+
+    def _edit(self, change: PathChange, causes: Sequence[Cause]) -> Iterator[str]:
+        """An edit at a site that one of them has and the other has not: it knows nothing of the inputs."""
+        del causes
+        for side, other in ((self.two, self.one), (self.one, self.two)):
+            found = side.owners.tree.find(change.path)
+            if found and EDIT.fullmatch(found[0]) and other.sums.get(found[0]) != side.sums[found[0]]:
+                yield f"edited at a site: {found[0]}"
 
     def _recipe(self, change: PathChange, causes: Sequence[Cause]) -> Iterator[str]:
         """A part of the recipe that came, went or changed."""

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import unquote_to_bytes
 
 from capsulekit.capsule import layout
-from capsulekit.capsule.manifest import Manifest
+from capsulekit.capsule.manifest import EDIT, Manifest
 from capsulekit.capsule.read import CapsuleFile
-from capsulekit.image.listing import Entry, list_digested
+from capsulekit.edit import acls
+from capsulekit.image.listing import FILE, Entry, list_digested
 from capsulekit.lock.model import SETS, Package
 from capsulekit.metadata.owners import Owners
-from capsulekit.metadata.tree import WHITEOUT, layers_of
+from capsulekit.metadata.tree import layers_of
 
 ADDED, REMOVED = "added", "removed"
+Seen = tuple[str, Entry]  # the layer that a node sees a path in, and what it is there
 
 
 @dataclass(frozen=True)
@@ -65,56 +67,76 @@ def members(side: CapsuleFile) -> dict[str, str]:
 
 
 def path_changes(one: Side, two: Side) -> list[PathChange]:
-    """Every path that differs, sorted. Only layers with differing digests are read, each once, contents as digests."""
-    before, after = _listing(one, two), _listing(two, one)
-    acls = _acls(one), _acls(two)
+    """Every path that differs, sorted.
+
+    Contents are compared by digest; a layer is read for that, once, where a file of it may differ from one of as many
+    bytes in another layer.
+    """
+    before, after = ({path: (layer, entry) for layer, path, entry in s.owners.tree.paths()} for s in (one, two))
+    both = [p for p in before.keys() & after.keys() if not _is_same(one, two, before[p], after[p])]
+    alike = [
+        p for p in both if all(x[p][1].kind == FILE for x in (before, after)) and _size(before, p) == _size(after, p)
+    ]
+    _digest(one, before, alike)
+    _digest(two, after, alike)
+    lists = _acls(one), _acls(two)
     found = []
-    for path in before.keys() | after.keys() | acls[0].keys() | acls[1].keys():
+    for path in {*both, *(before.keys() ^ after.keys()), *lists[0], *lists[1]}:
         was, now = before.get(path), after.get(path)
-        what = _differences(was, now)
-        if acls[0].get(path) != acls[1].get(path) and what not in ((ADDED,), (REMOVED,)):
+        what = _differences(was, now) if not (was and now and _is_same(one, two, was, now)) else ()
+        if was and now and lists[0].get(path) != lists[1].get(path):
             what = (*what, "ACL")
         if what:
-            size = (now[1].size if now else 0) - (was[1].size if was else 0)
-            found.append(PathChange(path, what, size))
+            found.append(PathChange(path, what, (now[1].size if now else 0) - (was[1].size if was else 0)))
     return sorted(found)
 
 
-def _listing(side: Side, other: Side) -> dict[str, tuple[str, Entry]]:
-    """Path -> (layer, entry) of those layers that the other capsule does not have as they are."""
-    found: dict[str, tuple[str, Entry]] = {}
-    for name, layer in layers_of(side.capsule, side.manifest).items():
-        if side.sums[name] != other.sums.get(name):
-            for path, entry in list_digested(layer).items():
-                found.setdefault(path, (name, entry))
-    return {path: (name, entry) for path, (name, entry) in found.items() if (entry.kind, entry.target) != WHITEOUT}
+def _size(seen: Mapping[str, Seen], path: str) -> int:
+    return seen[path][1].size
 
 
-def _differences(was: tuple[str, Entry] | None, now: tuple[str, Entry] | None) -> tuple[str, ...]:
+def _is_same(one: Side, two: Side, was: Seen, now: Seen) -> bool:
+    """Whether both are of a layer that the two capsules have in common."""
+    return was[0] == now[0] and one.sums[was[0]] == two.sums[now[0]]
+
+
+def _digest(side: Side, seen: dict[str, Seen], paths: Sequence[str]) -> None:
+    """Fill in the digests of some files."""
+    layers = layers_of(side.capsule, side.manifest)
+    for name in {seen[path][0] for path in paths}:
+        digested = list_digested(layers[name])
+        seen |= {path: (name, digested[path]) for path in paths if seen[path][0] == name}
+
+
+def _differences(was: Seen | None, now: Seen | None) -> tuple[str, ...]:
     if was is None or now is None:
         return (ADDED,) if now else (REMOVED,) if was else ()
     (layer, a), (layer_now, b) = was, now
     pairs = {
         "type": (a.kind, b.kind),
-        "content": (a.digest, b.digest),
+        "content": ((a.size, a.digest), (b.size, b.digest)),
         "target": (a.target, b.target),
         "mode": (a.mode, b.mode),
         "owner": ((a.uid, a.gid), (b.uid, b.gid)),
         "hard link": (a.hard, b.hard),
         "layer": (layer, layer_now),
     }
-    return tuple(name for name, (x, y) in pairs.items() if x != y)
+    # An edit has what it changes, and the folders on the way to it, in a layer of its own: that is no difference.
+    edited = EDIT.fullmatch(layer) or EDIT.fullmatch(layer_now)
+    return tuple(name for name, (x, y) in pairs.items() if x != y and not (edited and name == "layer"))
 
 
-def _acls(side: Side) -> dict[str, tuple[str, ...]]:
-    """Path -> its ACL lines, out of the lists beside the layers (tabs between path, kind and entries)."""
-    found: dict[str, tuple[str, ...]] = {}
-    for name in side.capsule.members:
-        if name.endswith(".acl"):
-            for line in side.capsule.read_member(name, limit=64 << 20).decode("utf-8", "replace").splitlines():
-                path, _, rest = line.partition("\t")
-                real = unquote_to_bytes(path).decode("utf-8", "surrogateescape")
-                found[real] = (*found.get(real, ()), rest)
+def _acls(side: Side) -> dict[str, dict[str, bytes]]:
+    """Path -> its ACLs by kind, as the lists beside the layers come to on a node."""
+    lists = [
+        side.capsule.read_member(layer.acl, limit=acls.MAX_LIST)
+        for layer in side.manifest.layers
+        if layer.acl is not None and layer.acl in side.capsule.members
+    ]
+    found: dict[str, dict[str, bytes]] = {}
+    for (path, kind), value in acls.effective(lists).items():
+        if value and not (kind == acls.ACCESS and acls.is_minimal(value)):
+            found.setdefault(os.fsdecode(path), {})[kind] = value
     return found
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
-from capsulekit.capsule.manifest import HYBRID, Manifest
+from capsulekit.capsule.manifest import EDIT, HYBRID, Manifest
 from capsulekit.capsule.read import CapsuleFile
 from capsulekit.errors import CapsulekitError, TrustError
 from capsulekit.image.listing import FILE, Layer, copy_file, read_files
@@ -38,6 +38,7 @@ BUILD = {
 # The phases of a build in their order, as the ledger names them; the last that changed a path has the last word.
 PHASES = ("users", "services", "script", "caches")
 BYTE_CODE = re.compile(r"(.*)/__pycache__/([^/.]+)\.[^/]+\.pyc")
+EDITED = "changed at a site, after the build"
 MAX_SBOM = 64 << 20
 
 
@@ -46,7 +47,7 @@ class Cause:
     """Why a path is as it is.
 
     ``kind`` is package, kernel, install (made by packages' scripts), users, file, service, script, caches, build,
-    normaliser or hybridize.
+    normaliser, hybridize or edit.
 
     ``chain`` leads from a package through those that asked for it up to "recipe" or "essential"; ``place`` says where
     the recipe asks for it.
@@ -79,6 +80,8 @@ class Owners:
         """Everything that made a path what it is, the last word first; empty for a path nobody knows."""
         found = self.tree.find(path)
         causes: list[Cause] = []
+        if found and EDIT.fullmatch(found[0]):
+            causes.append(Cause("edit", found[0], EDITED))
         if found and found[0] == HYBRID:
             causes.append(Cause("hybridize", ", ".join(self.manifest.hybridize), "not sent to nodes, only exported"))
         for row in self.rules.matching(path)[:1]:

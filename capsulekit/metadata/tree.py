@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from capsulekit.capsule.manifest import HYBRID, Manifest
 from capsulekit.capsule.read import CapsuleFile
-from capsulekit.image.listing import LINK, Entry, Layer, list_layer
+from capsulekit.image.listing import FOLDER, LINK, Entry, Layer, list_layer
 from capsulekit.metadata.paths import plain
 
 MODULES = "layers/modules.squashfs"
@@ -20,15 +20,22 @@ MAX_LINKS = 40  # what the kernel follows in one path (path_resolution(7))
 
 @dataclass(frozen=True)
 class Tree:
-    """Listings by the layer's member name, topmost first; paths are relative to the root."""
+    """Listings by the layer's member name, topmost first; paths are relative to the root.
+
+    Where a layer has no folder any more, what lower layers have in it is gone. That a folder was replaced by a new one
+    is in no listing (an extended attribute says it): what was in the old one seems to be there still.
+    """
 
     listings: Mapping[str, Mapping[str, Entry]]
 
     def find(self, path: str) -> tuple[str, Entry] | None:
-        """The topmost layer that says something of a path, and what; a whiteout counts."""
+        """The topmost layer that says something of a path, and what; a whiteout counts, also one of a folder above."""
+        gone: tuple[str, Entry] | None = None
         for layer, entries in self.listings.items():
             if path in entries:
-                return layer, entries[path]
+                return gone or (layer, entries[path])
+            if gone is None and (end := next((p for p in _above(path) if _ends(entries.get(p))), None)) is not None:
+                gone = layer, replace(entries[end], kind=WHITEOUT[0], target=WHITEOUT[1])
         return None
 
     def real(self, path: str) -> str:
@@ -67,12 +74,24 @@ class Tree:
     def paths(self) -> Iterator[tuple[str, str, Entry]]:
         """(layer, path, entry) of all that a node sees, in no order."""
         seen: set[str] = set()
+        ends: set[str] = set()  # paths that are no folders, where a layer above says so
         for layer, entries in self.listings.items():
             for path, entry in entries.items():
-                if path not in seen:
+                if path not in seen and ends.isdisjoint(_above(path)):
                     seen.add(path)
                     if (entry.kind, entry.target) != WHITEOUT:
                         yield layer, path, entry
+            ends |= {path for path, entry in entries.items() if entry.kind != FOLDER}
+
+
+def _above(path: str) -> Iterator[str]:
+    """The folders on the way to a path, the nearest first."""
+    while path := path.rpartition("/")[0]:
+        yield path
+
+
+def _ends(entry: Entry | None) -> bool:
+    return entry is not None and entry.kind != FOLDER
 
 
 def layers_of(capsule: CapsuleFile, manifest: Manifest) -> dict[str, Layer]:

@@ -137,7 +137,7 @@ def there(editor: Editor, folder: Path) -> EditRecord | None:
     with suppress(CapsulekitError):  # a damaged record: recover says so
         before = read_record(folder)
     out = noted(folder)
-    record = session.recover(folder, lambda one: target_of(editor.paths, editor.store, one, out).is_now(one.made))
+    record = session.recover(folder, lambda one: target_of(editor.paths, editor.store, one, out).came_to_be(one.made))
     if before is not None and before.state != records.OPEN:
         editpack.clear(folder)
         target_of(editor.paths, editor.store, before, out).sweep()

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from capsulekit.capsule.manifest import HYBRID, Layer, Manifest
+from capsulekit.capsule.manifest import EDIT, HYBRID, Layer, Manifest
 from capsulekit.edit.changes import Changes, changes
 from capsulekit.edit.modules import Settled, adopt_kernel, settle
 from capsulekit.edit.mounts import remove_tree
@@ -25,7 +24,6 @@ from provisioner.vnfs.generation import Part
 if TYPE_CHECKING:
     from provisioner.vnfs.editsave import Base
 
-EDIT = re.compile(r"layers/([0-9]{2})-edit\.squashfs")
 # So many edit layers a node mounts at most; one more, and umount makes one of them.
 MOST_EDITS = 16
 MODULES, KERNEL, INITRD = "layers/modules.squashfs", "boot/vmlinuz", "boot/initrd.img"

@@ -64,8 +64,8 @@ class Target(Protocol):
     def now(self) -> str:
         """The identity that is there now, "" for none."""
 
-    def is_now(self, identity: str) -> bool:
-        """Whether that is ``identity``."""
+    def came_to_be(self, identity: str) -> bool:
+        """Whether the edit has become ``identity``; it may have been gone back from since."""
 
     def base(self) -> Base:
         """What was mounted. Raises CapsulekitError when it is not what is there any more, with the ways out."""
@@ -107,9 +107,15 @@ class InstalledTarget:
         row = self.store.registry.capsule(self.record.key)
         return row.identity if row is not None else ""
 
-    def is_now(self, identity: str) -> bool:
+    def came_to_be(self, identity: str) -> bool:
         """See Target."""
-        return bool(identity) and self.now() == identity
+        if not identity:
+            return False
+        # The same files edited in the same way before are the same generation: it has to be this edit's line.
+        edit = self.record
+        lines = self.store.registry.generations(edit.key)
+        ours = (one for one in lines if one.parent == edit.base and int(one.time) >= edit.since)
+        return self.now() == identity or any(one.identity == identity for one in ours)
 
     def base(self) -> Base:
         """See Target."""
@@ -168,7 +174,7 @@ class FileTarget:
             return sha256_bytes(capsule.sums())
         return ""
 
-    def is_now(self, identity: str) -> bool:
+    def came_to_be(self, identity: str) -> bool:
         """See Target."""
         return bool(identity) and self.now() == identity
 

@@ -72,6 +72,7 @@ def booted(bench: Bench) -> Iterator[Booted]:
     try:
         yield started(bench, shown(site))
     finally:
+        bench.debian.stop()  # an emulated machine that idles takes half a core from the next ones
         deactivate_all(site)
 
 
@@ -340,16 +341,3 @@ def test_a_ready_module_that_fails_is_told_and_neither_the_others_nor_the_agent_
     site.command("module", "deactivate", "audit")
     node = site.wait(booted.node.nodeid, lambda n, _e: n.status == "ready", 90, "ready again")
     assert node.error == ""
-
-
-def test_a_second_boot_needs_no_new_registration(booted: Booted) -> None:
-    before = booted.bench.site.command("node", "list")
-    again = time.time()
-    booted.machine.console.sendline("reboot")
-    node = booted.bench.site.wait_ready(booted.node.nodeid, BOOT, since=again)
-    assert booted.bench.site.command("node", "list") == before
-    # The old shell printed one more prompt after "reboot": the new one comes after a new login.
-    booted.machine.console.expect(r"deb0 login: root \(automatic login\)", 180)
-    booted.machine.console.expect(r"root@deb0:~# ", 120)
-    assert shell(booted.machine, "cat /etc/machine-id") == booted.node.machine_id == node.machine_id
-    assert shell(booted.machine, "systemctl is-active capsule-agent") == "active"

@@ -124,14 +124,22 @@ def test_a_node_waits_while_its_capsule_is_edited_and_goes_on_by_itself_with_wha
     assert shell(machine, "ls /var/cache/apt/archives/*.deb /usr/sbin/policy-rc.d 2>/dev/null || echo none") == "none"
 
 
-def test_after_a_rollback_the_next_boot_is_without_it(site: LabSite, machine: Machine) -> None:
+def test_after_a_rollback_the_next_boot_is_without_it_and_needs_no_new_registration(
+    site: LabSite, machine: Machine
+) -> None:
     words = ("vnfs", "rollback", CAPSULE, "--to", "1")
     if not killed(site, *words):
         site.command("-y", *words)
+    listed, machine_id = site.command("node", "list"), shell(machine, "cat /etc/machine-id")
     since = time.time()
-    machine.reset()
-    site.wait_ready(MAC, BOOT, since)
+    machine.console.sendline("reboot")
+    node = site.wait_ready(MAC, BOOT, since)
+    # The old shell printed one more prompt after "reboot": the new one comes after a new login.
+    machine.console.expect(r"edit0 login: root \(automatic login\)", 180)
     log_in(machine)
+    assert site.command("node", "list") == listed
+    assert shell(machine, "cat /etc/machine-id") == machine_id == node.machine_id
+    assert shell(machine, "systemctl is-active capsule-agent") == "active"
     assert shell(machine, "command -v tree || echo none") == "none"
     assert shell(machine, "test -e /etc/issue && echo there") == "there"
     assert shell(machine, "test -e /etc/shared || echo gone") == "gone"

@@ -207,6 +207,7 @@ def test_a_mirror_that_serves_garbage_is_left_and_the_node_becomes_ready(bench: 
     assert "mirror http://mirror.invalid:81: truncated: 0 of" in troubled.console.text
     # Nobody at the console could do more than read: no shell, and Ctrl-Alt-Del did not reboot.
     assert "/ #" not in troubled.console.text.partition("handing over")[0]
+    troubled.stop()
 
 
 def range_start(line: list[str]) -> int:

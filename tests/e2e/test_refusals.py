@@ -53,6 +53,7 @@ def store(bench: Bench) -> Iterator[Store]:
     made.spoil(made.rootfs, flip)
     bench.faulty.start()
     yield made
+    bench.faulty.stop()
     made.mend()
     made.registry.close()
 

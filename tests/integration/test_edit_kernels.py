@@ -20,18 +20,19 @@ from kernel_site import (
     KERNEL_PARTS,
     NAME,
     changed,
-    copied,
+    debs,
     good,
+    installed,
     is_whole,
     listing,
     manifest,
     member,
     members,
     modprobe,
+    paths,
     refused,
     release,
     root_of,
-    site_with_capsule,
 )
 
 from capsulekit.capsule.manifest import loads
@@ -39,23 +40,8 @@ from capsulekit.capsule.read import open_capsule
 from capsulekit.files import sha256_bytes, sha256_file
 from capsulekit.sitepaths import SitePaths
 
+__all__ = ["debs", "installed", "paths"]  # the fixtures
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.geteuid() != 0, reason="needs root: mounts layers")]
-
-
-@pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> SitePaths:
-    return site_with_capsule(tmp_path_factory.mktemp("site"))
-
-
-@pytest.fixture
-def paths(installed: SitePaths, tmp_path: Path) -> Iterator[SitePaths]:
-    with copied(installed, tmp_path) as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def debs() -> dict[str, Path]:
-    return {one: kernel_packages.deb(one) for one in ("12", "13")}
 
 
 # --- edits and kernels
@@ -72,6 +58,16 @@ def edited(paths: SitePaths, at: Path, *words: str) -> Iterator[Path]:
 def driver(at: Path, name: str = "dummy") -> Path:
     (found,) = (at / "lib/modules").rglob(f"{name}.ko*")
     return found
+
+
+def newer_stage2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """This capsulekit's stage 2 is another than that of the capsule."""
+    newer = tmp_path / "newer"
+    shutil.copytree(resources.shell_dir("stage2"), newer)
+    with (newer / "init").open("a") as init:
+        init.write("# of tomorrow\n")
+    for module in ("initramfs_builder.stage2", "capsulekit.edit.initrd"):
+        monkeypatch.setattr(f"{module}.shell_dir", lambda _: newer)
 
 
 def test_an_out_of_tree_driver_in_an_edit_is_found_on_the_node_and_the_initrd_stays(
@@ -97,6 +93,40 @@ def test_a_driver_of_the_initrd_that_an_edit_replaces_is_in_the_initrd(paths: Si
         driver(at, "loop").write_bytes(mine)
     held = {one.path: one.read() for one in read_image(member(paths, "boot/initrd.img")) if "loop.ko" in one.path}
     assert list(held.values()) == [mine] and kernel in next(iter(held))
+    is_whole(paths)
+
+
+def test_umount_refuses_modules_of_another_kernel_and_moves_them_when_told(
+    paths: SitePaths, debs: dict[str, Path], tmp_path: Path
+) -> None:
+    good(kit(paths, "vnfs", "kernel", NAME, "--from", debs["12"]))
+    before, kernel, other, at = members(paths), release("12"), "6.0.0-other", tmp_path / "at"
+    good(kit(paths, "mount", NAME, "--at", at))
+    foreign = at / f"lib/modules/{other}/updates/mine.ko"
+    foreign.parent.mkdir(parents=True)
+    shutil.copy(driver(at), foreign)
+    done = kit(paths, "umount", NAME)
+    assert done.status == 1 and f"modules of kernel {other}" in done.err and "--move-modules" in done.err, done
+    assert "updates/mine.ko moves to" in good(kit(paths, "umount", NAME, "--move-modules", "--dry-run"))
+    assert members(paths) == before and foreign.exists(), "it is still mounted"
+    out = good(kit(paths, "umount", NAME, "--move-modules"))
+    assert "built for kernel" not in out, "it will load: it is of this kernel"
+    with root_of(paths) as root:
+        assert modprobe(root, kernel, "mine") == ["updates/mine.ko"] and modprobe(root, kernel, "nfsv4")
+        assert not (root / f"lib/modules/{other}/updates/mine.ko").exists()
+    is_whole(paths)
+
+
+def test_umount_makes_the_initrd_again_when_stage_2_has_become_another(
+    paths: SitePaths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = members(paths)
+    newer_stage2(tmp_path, monkeypatch)
+    with edited(paths, tmp_path / "at") as at:
+        (at / "etc/motd").write_text("edited\n")
+    assert changed(before, members(paths)) == {"boot/initrd.img", "layers/01-edit.squashfs", "capsule.toml"}
+    tree = unpack_image(member(paths, "boot/initrd.img").read_bytes(), tmp_path / "image")
+    assert (tree / "init").read_text().endswith("# of tomorrow\n")
     is_whole(paths)
 
 
@@ -202,12 +232,7 @@ def test_a_rebuild_follows_a_newer_stage_2_and_changes_the_initrd_alone(
     paths: SitePaths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = members(paths)
-    newer = tmp_path / "newer"
-    shutil.copytree(resources.shell_dir("stage2"), newer)
-    with (newer / "init").open("a") as init:
-        init.write("# of tomorrow\n")
-    for module in ("initramfs_builder.stage2", "capsulekit.edit.initrd"):
-        monkeypatch.setattr(f"{module}.shell_dir", lambda _: newer)
+    newer_stage2(tmp_path, monkeypatch)
     plan = good(kit(paths, "vnfs", "rebuild", NAME, "--dry-run"))
     assert "stage 2 of this capsulekit is another one: init is changed" in plan and members(paths) == before
     good(kit(paths, "vnfs", "rebuild", NAME))

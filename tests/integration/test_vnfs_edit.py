@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -273,3 +275,36 @@ def _blob_of(site: EditSite, member: str) -> Path:
     with closing(open_registry(site.paths)) as registry:
         store = VnfsStore(site.paths, registry)
         return store.blob(store.digests(NAME)[member])
+
+
+def test_diff_and_why_tell_what_was_edited_and_what_an_edit_took_away(site: EditSite) -> None:
+    """Of sealed files: every path that an edit changed, none that it did not, and that the build is not to blame."""
+    first = site.top / "first.vnfs"
+    site.good("vnfs", "export", SHORT, first)
+    at = site.mount()
+    (at / "etc/motd").write_text("once\n")
+    subprocess.run(["setfacl", "-m", "u:77:r", at / "etc/motd"], check=True)
+    (at / "etc/udhcpc.sh").write_bytes((at / "etc/udhcpc.sh").read_bytes() + b"# more\n")
+    site.good("umount", SHORT)
+    at = site.mount()
+    subprocess.run(["setfacl", "-b", at / "etc/motd"], check=True)
+    (at / "sbin/init").chmod(0o700)
+    shutil.rmtree(at / "usr/share/doc")
+    site.good("umount", SHORT)
+    once, twice = site.top / "once.vnfs", site.top / "twice.vnfs"
+    site.good("vnfs", "export", SHORT, once, "--generation", "2")
+    site.good("vnfs", "export", SHORT, twice)
+
+    def told(one: Path, two: Path) -> dict[str, dict[str, list[str]]]:
+        causes = json.loads(site.run("diff", one, two, "--json").out)["causes"]
+        return {group["cause"]: {c["path"].lstrip("/"): c["what"] for c in group["paths"]} for group in causes}
+
+    assert told(first, once) == {
+        "edited at a site: layers/01-edit.squashfs": {"etc/motd": ["added"], "etc/udhcpc.sh": ["content"]}
+    }
+    later = told(once, twice)["edited at a site: layers/02-edit.squashfs"]
+    assert later.pop("etc/motd") == ["ACL"] and later.pop("sbin/init") == ["mode"]
+    assert all(path.startswith("usr/share/doc") and what == ["removed"] for path, what in later.items()), later
+    assert "usr/share/doc/busybox-static/copyright" in later
+    assert "layers/01-edit.squashfs" in site.good("why", twice, "/etc/udhcpc.sh")
+    assert "removed by layers/02-edit" in site.good("why", twice, "/usr/share/doc/busybox-static/copyright")

@@ -64,6 +64,27 @@ def test_killed_at_random_moments_of_umount(site: EditSite) -> None:
     assert site.seen("etc/udhcpc.sh")
 
 
+@pytest.mark.parametrize("then", ["umount", "mount", "close"])
+def test_killed_just_after_the_switch_and_gone_back_from_it_is_not_open_any_more(site: EditSite, then: str) -> None:
+    """The edit had become a generation, whatever nodes boot since."""
+    base = site.identity
+    (site.mount() / "etc/motd").write_text("x\n")
+    dying = "import os; from capsulekit.edit import session; session.finish = lambda folder: os._exit(9); "
+    python, option, start, *words = site.process("umount", SHORT)
+    subprocess.run([python, option, dying + start, *words], capture_output=True, check=False, timeout=120)
+    made = site.identity
+    assert made != base and site.record.made == made
+    site.good("-y", "vnfs", "rollback", SHORT)
+    assert site.identity == base
+    if then == "umount":
+        assert "was unmounted already, by a command that was killed" in site.good("umount", SHORT)
+    elif then == "mount":
+        assert not (site.mount() / "etc/motd").exists()
+    site.run("-y", "close", SHORT)
+    assert site.identity == base and {made, base} == {line.identity for line in site.history}
+    site.check_clean()
+
+
 def after_kill(site: EditSite, number: int, switched: bool) -> None:
     """The next command takes over."""
     way = ("umount", "mount", "close", "flatten")[number % 4]

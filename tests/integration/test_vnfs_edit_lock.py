@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -130,6 +131,43 @@ def test_what_was_unmounted_by_hand_is_said_and_nothing_is_lost(site: EditSite) 
     subprocess.run(["umount", "-R", site.at], check=True)
     assert "not mounted any more: it was unmounted by hand" in site.bad("umount", SHORT)
     assert "it was unmounted by hand: gone on with" in site.good("mount", SHORT)
+    site.good("umount", SHORT)
+    assert site.seen("etc/motd") == "x\n"
+    site.check_clean()
+
+
+def test_what_is_mounted_in_another_mount_namespace_is_neither_mounted_twice_nor_discarded(site: EditSite) -> None:
+    """The upper folder of an overlay must not be written by two mounts of it."""
+    words = shlex.join(site.process("mount", SHORT, "--at", site.at))
+    script = f"{words} && echo theirs >{shlex.quote(str(site.at))}/etc/motd && echo mounted && read word"
+    theirs = subprocess.Popen(
+        ["unshare", "--mount", "sh", "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert theirs.stdin is not None and theirs.stdout is not None
+    try:
+        until(lambda: theirs.stdout.readline() in ("mounted\n", ""))  # type: ignore[union-attr]
+        assert not (site.at / "etc").exists()
+        for refused in (("mount", SHORT), ("-yq", "close", SHORT)):
+            said = site.bad(*refused)
+            assert f"mounted at {site.at} in the mount namespace of" in said and f"--target {theirs.pid}" in said
+        inside = ["nsenter", "--mount", "--target", str(theirs.pid), *site.process("umount", SHORT)]
+        done = subprocess.run(inside, capture_output=True, text=True, check=False, timeout=60)
+        assert done.returncode == 0, done.stderr
+        assert site.seen("etc/motd") == "theirs\n"
+    finally:
+        theirs.kill()
+        theirs.communicate()
+    site.good("mount", SHORT, "--at", site.at)
+    site.good("-y", "close", SHORT)
+    site.check_clean()
+
+
+def test_an_edit_is_gone_on_with_when_the_mount_namespace_it_was_in_has_ended(site: EditSite) -> None:
+    script = (
+        f"{shlex.join(site.process('mount', SHORT, '--at', site.at))} && echo x >{shlex.quote(str(site.at))}/etc/motd"
+    )
+    subprocess.run(["unshare", "--mount", "sh", "-c", script], check=True, timeout=60)
+    assert "gone on with" in site.good("mount", SHORT)
     site.good("umount", SHORT)
     assert site.seen("etc/motd") == "x\n"
     site.check_clean()

@@ -7,7 +7,6 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,17 +18,18 @@ from kernel_site import (
     KERNEL_PARTS,
     NAME,
     changed,
-    copied,
+    debs,
     good,
+    installed,
     is_whole,
     listing,
     manifest,
     members,
     modprobe,
+    paths,
     refused,
     release,
     root_of,
-    site_with_capsule,
 )
 from small_capsule import AUTHOR, STRANGER
 from told_capsule import Node, write_layer
@@ -41,23 +41,8 @@ from capsulekit.edit.mounts import mounts_in
 from capsulekit.files import sha256_file
 from capsulekit.sitepaths import SitePaths
 
+__all__ = ["debs", "installed", "paths"]  # the fixtures
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: mounts layers")
-
-
-@pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> SitePaths:
-    return site_with_capsule(tmp_path_factory.mktemp("site"))
-
-
-@pytest.fixture
-def paths(installed: SitePaths, tmp_path: Path) -> Iterator[SitePaths]:
-    with copied(installed, tmp_path) as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def debs() -> dict[str, Path]:
-    return {one: kernel_packages.deb(one) for one in ("12", "13")}
 
 
 # --- from packages

@@ -6,12 +6,11 @@ import json
 import re
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from asking_capsule import NAME, answers_file, asking_capsule, kit, store_of, stored, trusting_site
-from edited_capsule import MAC, edited, handed, told, whole
+from asking_capsule import NAME, answers_file, kit, store_of, stored, trusting_site
+from edited_capsule import MAC, asked, edited, handed, paths, store, told, whole
 from small_capsule import small_capsule
 
 from capsulekit.capsule import layout
@@ -22,25 +21,7 @@ from provisioner.registry.registry import Registry
 from provisioner.sitekey import ensure_site_key
 from provisioner.vnfs.store import SITE_LAYER, VnfsStore
 
-
-@pytest.fixture
-def paths(tmp_path: Path) -> SitePaths:
-    return trusting_site(tmp_path)
-
-
-@pytest.fixture
-def asked(paths: SitePaths, tmp_path: Path) -> str:
-    """A capsule with answers, installed: generations 1 (import) and 2 (configure); what was imported."""
-    identity = asking_capsule(tmp_path / "t.vnfs")
-    assert kit(paths, "vnfs", "import", tmp_path / "t.vnfs", "-y", "--answers", answers_file(tmp_path)).status == 0
-    return identity
-
-
-@pytest.fixture
-def store(paths: SitePaths) -> Iterator[VnfsStore]:
-    made = store_of(paths)
-    yield made
-    made.registry.close()  # type: ignore[attr-defined]
+__all__ = ["asked", "paths", "store"]  # the fixtures
 
 
 # --- delete

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 import pytest
-from node_shell import Node, a_plan, node
+from mounted_layer import DATA, DIGEST, NAME, NO_NET, SLEEPLESS, console, from_net, plan_one, take
+from node_shell import Node, node
 
 __all__ = ["node"]  # the fixture
-DATA = b"layer" * 1000
-DIGEST = hashlib.sha256(DATA).hexdigest()
-NAME = "layers/rootfs.squashfs"
-SLEEPLESS = "sleep() { :; }; FETCH_ROUNDS=2; "
-NO_NET = "get() { echo 'curl: (7) refused' >&2; return 7; }; "
 
 
 @pytest.fixture
@@ -21,26 +16,9 @@ def blobs(node: Node) -> Path:
     """A disk that is mounted, as far as /proc/mounts says."""
     folder = node.run.parent / "disk/capsulekit/blobs"
     folder.mkdir(parents=True)
-    (node.proc / "mounts").write_text(f"/dev/vda1 {node.run.parent}/disk ext4 rw 0 0\n")
-    (node.run / "mirrors").write_text("")
+    plan_one(node, f"/dev/vda1 {node.run.parent}/disk ext4 rw 0 0\n")
     (node.site / "masters").write_text("http://a https://a\n")
-    (node.run / "plan").write_text(a_plan(rootfs=f"file {NAME} {DIGEST} {len(DATA)} public"))
-    (node.run.parent / "src").write_bytes(DATA)
     return folder
-
-
-def take(node: Node, before: str, kind: str = "public") -> None:
-    node.out(f'{SLEEPLESS}{before}printf abc >"$RUN/f"; take "$RUN/f" {NAME} {DIGEST} {len(DATA)} {kind} 3')
-    assert (node.run / "f").read_bytes() == b"abc" + DATA
-
-
-def from_net(node: Node) -> str:
-    return f'get() {{ cat "{node.run.parent}/src"; }}; '
-
-
-def console(node: Node) -> str:
-    path = node.run.parent / "console"
-    return path.read_text() if path.exists() else ""
 
 
 def test_what_was_fetched_is_kept_and_used_by_the_next_boot(node: Node, blobs: Path) -> None:

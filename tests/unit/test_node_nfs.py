@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 import pytest
+from mounted_layer import DATA, DIGEST, NAME, NO_NET, SLEEPLESS, console, from_net, plan_one, take
 from node_shell import Node, a_plan, check, node
 
 __all__ = ["node"]  # the fixture
-DATA = b"layer" * 1000
-DIGEST = hashlib.sha256(DATA).hexdigest()
-NAME = "layers/rootfs.squashfs"
-SLEEPLESS = "sleep() { :; }; FETCH_ROUNDS=2; "
-NO_NET = "get() { echo 'curl: (7) refused' >&2; return 7; }; "
 GOOD = ["10.0.0.1:/blobs", "10.0.0.5:/vol/perceus/nfs/blobs", "[fd00:1::1]:/blobs", "10.0.0.1:/a_b-c.d/+@"]
 BAD = ["", "10.0.0.1", "10.0.0.1:", "10.0.0.1:/", "10.0.0.1:blobs", "master:/blobs", "10.0.0.256:/blobs", "10.0.0:/b",
        "fd00::1:/blobs", "[fd00::1:/blobs", "[10.0.0.1]x:/blobs", "10.0.0.1:/a/../b", "10.0.0.1:/a//b", "10.0.0.1:/a/",
@@ -26,25 +21,8 @@ def offered(node: Node) -> Path:
     """An export that is mounted, as far as /proc/mounts says."""
     folder = node.run.parent / "offered"
     folder.mkdir()
-    (node.proc / "mounts").write_text(f"10.0.0.1:/blobs {folder} nfs4 ro 0 0\n")
-    (node.run / "mirrors").write_text("")
-    (node.run / "plan").write_text(a_plan(rootfs=f"file {NAME} {DIGEST} {len(DATA)} public"))
-    (node.run.parent / "src").write_bytes(DATA)
+    plan_one(node, f"10.0.0.1:/blobs {folder} nfs4 ro 0 0\n")
     return folder
-
-
-def take(node: Node, before: str, kind: str = "public") -> None:
-    node.out(f'{SLEEPLESS}{before}printf abc >"$RUN/f"; take "$RUN/f" {NAME} {DIGEST} {len(DATA)} {kind} 3')
-    assert (node.run / "f").read_bytes() == b"abc" + DATA
-
-
-def from_net(node: Node) -> str:
-    return f'get() {{ cat "{node.run.parent}/src"; }}; '
-
-
-def console(node: Node) -> str:
-    path = node.run.parent / "console"
-    return path.read_text() if path.exists() else ""
 
 
 # --- the plan's line
