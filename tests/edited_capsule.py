@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from asking_capsule import NAME, answers_file, asking_capsule, kit, store_of, trusting_site
+from asking_capsule import NAME, answers_file, asking_capsule, kit, trusting_site
 
 from capsulekit.capsule.manifest import Layer
 from capsulekit.files import sha256_file
@@ -40,9 +40,8 @@ def asked(paths: SitePaths, tmp_path: Path) -> str:
 
 @pytest.fixture
 def store(paths: SitePaths) -> Iterator[VnfsStore]:
-    made = store_of(paths)
-    yield made
-    made.registry.close()  # type: ignore[attr-defined]
+    with closing(open_registry(paths)) as registry:
+        yield VnfsStore(paths, registry)
 
 
 def edit_layer(out: Path, files: Mapping[str, bytes]) -> Path:

@@ -91,14 +91,13 @@ def is_mounted(folder: Path) -> bool:
 def resume(folder: Path) -> EditRecord:
     """Mount an edit again whose mounts are gone (the machine was started anew): what was written is still there.
 
-    Nothing is done when it is mounted. Raises CapsulekitError: no edit there, its mount point is used by something, or
-    it is mounted in another mount namespace.
+    Nothing is done when it is mounted; ``recover`` was called before. Raises CapsulekitError: no edit there, or its
+    mount point is used by something.
     """
     need_root("mount a capsule")
     record = _record(folder)
     if is_mounted(folder):
         return record
-    refuse_elsewhere(record.space, source_of(folder))
     unmount_stack(folder, place_of(record))
     own = _check_place(place_of(record)) or record.own_at
     record = write_record(
@@ -153,8 +152,6 @@ def discard(folder: Path) -> None:
         return
     record = read_record(folder)
     if record:
-        if record.state == records.OPEN and not is_mounted(folder):
-            refuse_elsewhere(record.space, source_of(folder))
         _unmount(folder, record)
     _remove(folder, record)
 
@@ -251,7 +248,8 @@ def recover(folder: Path, switched: Callable[[EditRecord], bool] = lambda _: Fal
 
     An edit that was being made is gone; one that was being packed is writable again, or, when ``switched`` says that
     its ``made`` is what the capsule is now, finished; one that was being closed is closed. Returns the edit that is
-    there, mounted or, after a start of the machine, not (``resume``), or None.
+    there, mounted or, after a start of the machine, not (``resume``), or None. Raises CapsulekitError for one that is
+    mounted in another mount namespace.
     """
     if not folder.exists():
         return None
@@ -261,6 +259,8 @@ def recover(folder: Path, switched: Callable[[EditRecord], bool] = lambda _: Fal
         remove_tree(folder)
         return None
     if record.state == records.OPEN:
+        if not is_mounted(folder):
+            refuse_elsewhere(record.space, source_of(folder))
         return record
     if record.made and switched(record):
         finish(folder)

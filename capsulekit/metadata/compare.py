@@ -73,26 +73,22 @@ def path_changes(one: Side, two: Side) -> list[PathChange]:
     bytes in another layer.
     """
     before, after = ({path: (layer, entry) for layer, path, entry in s.owners.tree.paths()} for s in (one, two))
-    both = [p for p in before.keys() & after.keys() if not _is_same(one, two, before[p], after[p])]
-    alike = [
-        p for p in both if all(x[p][1].kind == FILE for x in (before, after)) and _size(before, p) == _size(after, p)
-    ]
+    both = {path for path in before.keys() & after.keys() if not _is_same(one, two, before[path], after[path])}
+    pairs = ((path, before[path][1], after[path][1]) for path in both)
+    alike = [path for path, a, b in pairs if a.kind == b.kind == FILE and a.size == b.size]
     _digest(one, before, alike)
     _digest(two, after, alike)
     lists = _acls(one), _acls(two)
+    differing = both | (before.keys() ^ after.keys())
     found = []
-    for path in {*both, *(before.keys() ^ after.keys()), *lists[0], *lists[1]}:
+    for path in {*differing, *lists[0], *lists[1]}:
         was, now = before.get(path), after.get(path)
-        what = _differences(was, now) if not (was and now and _is_same(one, two, was, now)) else ()
+        what = _differences(was, now) if path in differing else ()
         if was and now and lists[0].get(path) != lists[1].get(path):
             what = (*what, "ACL")
         if what:
             found.append(PathChange(path, what, (now[1].size if now else 0) - (was[1].size if was else 0)))
     return sorted(found)
-
-
-def _size(seen: Mapping[str, Seen], path: str) -> int:
-    return seen[path][1].size
 
 
 def _is_same(one: Side, two: Side, was: Seen, now: Seen) -> bool:

@@ -39,7 +39,7 @@ def cli(
     with opened_store(options) as store:
         chosen = list({one.name: one for one in (store.get(name) for name in names)}.values())
         if generations or keep is not None:
-            _some(options, store, chosen, _named(store, chosen, generations, keep), dry_run)
+            _some(options, store, chosen, _named(store, chosen, generations, keep), dry_run, by_age=not generations)
         else:
             _whole(options, store, chosen, force=force, dry_run=dry_run)
 
@@ -82,13 +82,19 @@ def _named(
 
 
 def _some(
-    options: Options, store: VnfsStore, chosen: list[InstalledCapsule], named: dict[str, tuple[str, ...]], dry_run: bool
+    options: Options,
+    store: VnfsStore,
+    chosen: list[InstalledCapsule],
+    named: dict[str, tuple[str, ...]],
+    dry_run: bool,
+    *,
+    by_age: bool,
 ) -> None:
-    """Delete generations."""
+    """Delete generations; ``by_age``: not those that the user has named, but older ones."""
     from provisioner.vnfs.remove import check_deletable, delete_generations, kept_for
 
     for one in chosen:
-        check_deletable(store, one.name, named[one.name])
+        check_deletable(store, one.name, named[one.name], by_age=by_age)
     listed = [_older(store, name, identity) for name, identities in named.items() for identity in identities]
     record = {"generations": {name: list(identities) for name, identities in named.items()}}
     if not listed:
@@ -101,7 +107,7 @@ def _some(
         _tried(options, listed, record, kept_for(store, named))
         return
     _ask(options, listed, f"Delete {len(listed)} of the generations?")
-    done = delete_generations(store, named)
+    done = delete_generations(store, named, by_age=by_age)
     tell(options, [f"{line} has been deleted" for line in listed] + _said(done), record | _record(done))
 
 

@@ -111,11 +111,10 @@ class InstalledTarget:
         """See Target."""
         if not identity:
             return False
-        # The same files edited in the same way before are the same generation: it has to be this edit's line.
+        # Another edit of the same base, with the same outcome, may have come before this one: its line does not count.
         edit = self.record
-        lines = self.store.registry.generations(edit.key)
-        ours = (one for one in lines if one.parent == edit.base and int(one.time) >= edit.since)
-        return self.now() == identity or any(one.identity == identity for one in ours)
+        lines = (one for one in self.store.registry.generations(edit.key) if int(one.time) >= edit.since)
+        return self.now() == identity or any((one.identity, one.parent) == (identity, edit.base) for one in lines)
 
     def base(self) -> Base:
         """See Target."""

@@ -56,14 +56,14 @@ def delete(store: VnfsStore, names: list[str], *, used: bool = False) -> Deleted
         return Deleted(free_unused(store), kept_for(store, before))
 
 
-def delete_generations(store: VnfsStore, chosen: Mapping[str, Sequence[str]]) -> Deleted:
+def delete_generations(store: VnfsStore, chosen: Mapping[str, Sequence[str]], *, by_age: bool = False) -> Deleted:
     """Delete older generations, identities by installed name: they can't be gone back to any more.
 
-    Raises CapsulekitError for what nodes boot now and for what was imported; nothing is deleted then.
+    Raises CapsulekitError as ``check_deletable`` does; nothing is deleted then.
     """
     with store.lock(), unfinished(store):
         for name, identities in chosen.items():
-            check_deletable(store, name, identities)
+            check_deletable(store, name, identities, by_age=by_age)
         for name, identities in chosen.items():
             store.registry.forget_generations(name, identities, store.unwritten(store.get(name)))
         return Deleted(free_unused(store), kept_for(store, chosen))
@@ -83,9 +83,18 @@ def older_generations(store: VnfsStore, name: str, keep: int) -> tuple[str, ...]
     return store.generations(name)[1 + (store.origin(name) != store.get(name).identity) :][keep:]
 
 
-def check_deletable(store: VnfsStore, name: str, identities: Sequence[str]) -> None:
-    """Raise CapsulekitError when one of these generations is what nodes boot, was imported, or is being edited."""
-    for identity, what in ((store.get(name).identity, "what nodes boot"), (store.origin(name), "what was imported")):
+def check_deletable(store: VnfsStore, name: str, identities: Sequence[str], *, by_age: bool = False) -> None:
+    """Raise CapsulekitError when one of these generations is what nodes boot, was imported, or is being edited.
+
+    ``by_age``: they are what ``older_generations`` found; what nodes boot can only have come to be so since then.
+    """
+    current = store.get(name).identity
+    if by_age and current in identities:
+        raise CapsulekitError(
+            f"{name} was changed meanwhile: generation {current[:16]}… is what nodes boot now",
+            hint="nothing was deleted; give the command again",
+        )
+    for identity, what in ((current, "what nodes boot"), (store.origin(name), "what was imported")):
         if identity in identities:
             raise CapsulekitError(
                 f"generation {identity[:16]}… of {name} is {what}: it goes only with all of {name}",

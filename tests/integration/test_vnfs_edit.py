@@ -284,7 +284,7 @@ def test_diff_and_why_tell_what_was_edited_and_what_an_edit_took_away(site: Edit
     at = site.mount()
     (at / "etc/motd").write_text("once\n")
     subprocess.run(["setfacl", "-m", "u:77:r", at / "etc/motd"], check=True)
-    (at / "etc/udhcpc.sh").write_bytes((at / "etc/udhcpc.sh").read_bytes() + b"# more\n")
+    (at / "etc/udhcpc.sh").write_bytes((at / "etc/udhcpc.sh").read_bytes()[:-1] + b"#")  # as many bytes
     site.good("umount", SHORT)
     at = site.mount()
     subprocess.run(["setfacl", "-b", at / "etc/motd"], check=True)
@@ -308,3 +308,14 @@ def test_diff_and_why_tell_what_was_edited_and_what_an_edit_took_away(site: Edit
     assert "usr/share/doc/busybox-static/copyright" in later
     assert "layers/01-edit.squashfs" in site.good("why", twice, "/etc/udhcpc.sh")
     assert "removed by layers/02-edit" in site.good("why", twice, "/usr/share/doc/busybox-static/copyright")
+
+
+def test_diff_names_an_edit_of_capabilities_alone(site: EditSite) -> None:
+    """Listings show no extended attributes: no path differs, and it is not said that nothing does."""
+    first, second = site.top / "first.vnfs", site.top / "second.vnfs"
+    site.good("vnfs", "export", SHORT, first)
+    subprocess.run(["setcap", "cap_net_raw=ep", site.mount() / "bin/busybox"], check=True)
+    site.good("umount", SHORT)
+    site.good("vnfs", "export", SHORT, second)
+    told = json.loads(site.good("diff", first, second, "--json"))
+    assert (told["same"], told["causes"], told["silent"]) == (False, [], ["layers/01-edit.squashfs"])

@@ -14,11 +14,13 @@ from edited_capsule import MAC, asked, edited, handed, paths, store, told, whole
 from small_capsule import small_capsule
 
 from capsulekit.capsule import layout
+from capsulekit.errors import CapsulekitError
 from capsulekit.files import sha256_file
 from capsulekit.sitepaths import SitePaths
 from capsulekit.trust.keyring import Keyring
 from provisioner.registry.registry import Registry
 from provisioner.sitekey import ensure_site_key
+from provisioner.vnfs.remove import delete_generations, older_generations
 from provisioner.vnfs.store import SITE_LAYER, VnfsStore
 
 __all__ = ["asked", "paths", "store"]  # the fixtures
@@ -70,6 +72,18 @@ def test_all_but_the_newest_older_generations_go(paths: SitePaths, asked: str, s
     assert kit(paths, "vnfs", "delete", NAME, "--keep", "0", "-y").status == 0
     assert store.generations(NAME) == (made[1], asked)
     assert {folder.name for folder in store.home(NAME).iterdir()} == {made[1], asked} and whole(paths)
+
+
+def test_what_was_gone_back_to_while_older_ones_were_to_be_deleted_stays(
+    paths: SitePaths, asked: str, store: VnfsStore
+) -> None:
+    third, _fourth = edited(paths, NAME, {"a": b"3"}), edited(paths, NAME, {"a": b"4"})
+    chosen = {NAME: older_generations(store, NAME, 0)}
+    assert third in chosen[NAME]
+    assert kit(paths, "vnfs", "rollback", NAME, "--to", third).status == 0
+    with pytest.raises(CapsulekitError, match=rf"was changed meanwhile: generation {third[:16]}… is what nodes boot"):
+        delete_generations(store, chosen, by_age=True)
+    assert third in store.generations(NAME) and asked in store.generations(NAME) and whole(paths)
 
 
 def test_what_a_node_was_told_to_boot_stays_until_it_boots_something_else(
